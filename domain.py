@@ -1,0 +1,199 @@
+"""Shared vocabulary: bars, histories, requests and forecasts.
+
+Everything here is a frozen dataclass of plain values and NumPy arrays. Times
+are whole Unix seconds (UTC); durations end in `_s`; prices are in quote
+currency; returns are logarithmic and in basis points unless a name says
+otherwise.
+
+The one rule about time: a bar that opens at `o` and lasts `b` seconds is known
+at `o + b`, and its close is the price at `o + b`.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from config import Frequency
+from errors import DataError, RequestError
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+IntArray: TypeAlias = npt.NDArray[np.int64]
+
+MAX_PATHS = 1_000
+MAX_POINTS = 10_000
+MAX_HORIZON_S = 8 * 86_400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Bars:
+    """Closed price bars of one feed, in time order; a missing bar is a gap.
+
+    All arrays have shape (n,). `open`, `high`, `low` and `volume` are NaN where
+    the feed has none.
+    """
+
+    open_ts: IntArray
+    open: FloatArray
+    high: FloatArray
+    low: FloatArray
+    close: FloatArray
+    volume: FloatArray
+    bar_s: int
+    feed: str  # where the prices come from, e.g. "archive:BTC_1m"
+
+    def __post_init__(self) -> None:
+        columns = (self.open, self.high, self.low, self.close, self.volume)
+        if any(column.shape != self.open_ts.shape for column in columns):
+            raise DataError(f"{self.feed}: bar columns differ in length; load the bars again.")
+        if np.any(np.diff(self.open_ts) <= 0):
+            raise DataError(f"{self.feed}: bars are not in strictly rising time order; sort them.")
+
+    def __len__(self) -> int:
+        return len(self.open_ts)
+
+    @property
+    def close_ts(self) -> IntArray:
+        """When each bar's close is known; shape (n,), Unix seconds."""
+        return self.open_ts + self.bar_s
+
+    @property
+    def end_ts(self) -> int:
+        """When the last bar closed, Unix seconds. Raises DataError if empty."""
+        if not len(self):
+            raise DataError(f"{self.feed}: there are no bars; give the source some history.")
+        return int(self.open_ts[-1]) + self.bar_s
+
+    def between(self, start: int | None, end: int | None) -> Self:
+        """Bars that open at or after `start` and are closed by `end` (a view)."""
+        low = 0 if start is None else int(np.searchsorted(self.open_ts, start, "left"))
+        high = (
+            len(self)
+            if end is None
+            else int(np.searchsorted(self.open_ts, end - self.bar_s, "right"))
+        )
+        rows = slice(low, max(low, high))
+        return replace(
+            self,
+            open_ts=self.open_ts[rows],
+            open=self.open[rows],
+            high=self.high[rows],
+            low=self.low[rows],
+            close=self.close[rows],
+            volume=self.volume[rows],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MarketHistory:
+    """What is known of one asset at one frequency.
+
+    `bars` lie on the frequency's grid and feed the models. `price_bars` are the
+    finest bars of the same feed and give the anchor price: for LF built from
+    one-minute bars they are those minutes, otherwise they are `bars`.
+    """
+
+    asset: str
+    frequency: Frequency
+    bars: Bars
+    price_bars: Bars
+    source: str  # "archive", "simulated", "venue", …
+
+    @property
+    def scored_lag_s(self) -> int:
+        """How long after grid time `g` the network's price for `g` is taken.
+
+        The network scores `g` with the close of the one-minute candle that
+        opens at `g`; five-minute archives have no such candle and are scored
+        with the price at `g` itself.
+        """
+        return 60 if self.price_bars.bar_s == 60 else 0
+
+    @property
+    def anchor_price(self) -> float:
+        """The last known close."""
+        return float(self.price_bars.close[-1])
+
+    @property
+    def anchor_ts(self) -> int:
+        """The time of `anchor_price`, Unix seconds."""
+        return self.price_bars.end_ts
+
+    def known_at(self, now: int) -> Self:
+        """The same history as it was known at `now`; nothing later is left."""
+        return replace(
+            self, bars=self.bars.between(None, now), price_bars=self.price_bars.between(None, now)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForecastRequest:
+    """One prompt: `num_paths` paths of `n_points` prices from `start_ts`."""
+
+    asset: str
+    start_ts: int
+    increment_s: int
+    length_s: int
+    num_paths: int
+
+    def __post_init__(self) -> None:
+        if self.start_ts % 60:
+            raise RequestError(
+                f"start time {self.start_ts} is {self.start_ts % 60} s past a whole minute; "
+                "prompts start on whole minutes."
+            )
+        if self.increment_s <= 0 or self.length_s <= 0:
+            raise RequestError(
+                f"increment {self.increment_s} s and length {self.length_s} s must both be "
+                "positive, e.g. 300 and 86400."
+            )
+        if self.length_s % self.increment_s:
+            raise RequestError(
+                f"increment {self.increment_s} s does not divide length {self.length_s} s; "
+                "use e.g. 300 and 86400."
+            )
+        if self.n_points > MAX_POINTS or self.length_s > MAX_HORIZON_S:
+            raise RequestError(
+                f"{self.n_points} points over {self.length_s} s were asked for; the limits are "
+                f"{MAX_POINTS} points and {MAX_HORIZON_S} s."
+            )
+        if not 1 <= self.num_paths <= MAX_PATHS:
+            raise RequestError(f"{self.num_paths} paths were asked for; ask for 1 to {MAX_PATHS}.")
+
+    @property
+    def n_points(self) -> int:
+        """Points per path, the start included."""
+        return self.length_s // self.increment_s + 1
+
+    @property
+    def grid_ts(self) -> IntArray:
+        """The times of the points; shape (n_points,), Unix seconds."""
+        return self.start_ts + self.increment_s * np.arange(self.n_points, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnostics:
+    """How an answer came about; goes into logs, metrics and answers."""
+
+    rung: str  # the step of the degradation ladder that answered
+    frequency: str
+    anchor_price: float
+    anchor_ts: int
+    price_age_s: int  # now - anchor_ts
+    model_id: str | None
+    trained_until: int | None
+    models_saw_later_bars: bool  # true when a past moment is replayed with newer models
+    notes: tuple[str, ...] = field(default=())  # one sentence each: what was missing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Forecast:
+    """Simulated price paths; `paths` has shape (n_paths, n_points), point 0 first.
+
+    Point 0 is itself a forecast and may differ between paths.
+    """
+
+    request: ForecastRequest
+    paths: FloatArray
+    diagnostics: Diagnostics
