@@ -1,0 +1,261 @@
+"""What the scripts share with the terminal: flags, errors, tables, progress, log lines.
+
+Results go to stdout; progress bars, log lines and errors go to stderr, through
+one `rich` console, so that a line never lands in the middle of a live bar.
+"""
+
+import json
+import logging
+import os
+import re
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, NoReturn, TypeAlias, get_args
+
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from config import ASSETS, PROTOCOL_PROFILES, Settings, SourceName, asset_spec, load_settings
+from errors import MinerError
+
+Cell: TypeAlias = str | int | float | Text | None
+
+EXIT_FAILURE: Final = 1
+EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
+
+_OUT: Final = Console(highlight=False)
+_ERR: Final = Console(stderr=True, highlight=False)
+
+# ---------------------------------------------------------------- arguments
+
+
+def script_parser(description: str, *, examples: Sequence[str]) -> ArgumentParser:
+    """A parser whose help ends with the examples, one command per line."""
+    return ArgumentParser(
+        description=description,
+        epilog="examples:\n" + "\n".join(f"  {line}" for line in examples),
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # an abbreviation breaks when a flag is added
+    )
+
+
+def add_common_arguments(parser: ArgumentParser) -> None:
+    """Flags that every script takes.
+
+    A flag that is not given stays None, so that the settings file and the
+    environment keep their say; `Settings` checks the values.
+    """
+    defaults = {entry.name: entry.default for entry in fields(Settings)}
+    group = parser.add_argument_group(
+        "common options", "They win over LGBM_MINER_* variables, and those over the settings file."
+    )
+    group.add_argument(
+        "--source",
+        metavar="{" + ",".join(get_args(SourceName)) + "}",
+        help=f"where prices come from (default: {defaults['source']}, the feed that is scored)",
+    )
+    for flag, what in (
+        ("--archive-dir", "folder of Parquet bars, for the archive source (default: none)"),
+        ("--state-dir", f"folder of collected state (default: {defaults['state_dir']})"),
+        ("--model-dir", f"folder of trained models (default: {defaults['model_dir']})"),
+    ):
+        group.add_argument(flag, metavar="DIR", help=what)
+    group.add_argument(
+        "--profile",
+        metavar="{" + ",".join(PROTOCOL_PROFILES) + "}",
+        help=f"what validators ask and score (default: {defaults['profile']})",
+    )
+    group.add_argument(
+        "--seed", metavar="N", help=f"of every random draw (default: {defaults['seed']})"
+    )
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="settings file, TOML (default: miner.toml of this folder, if there is one)",
+    )
+
+
+def add_asset_argument(parser: ArgumentParser, *, default: str) -> None:
+    """`--asset`, repeatable, as `args.assets`: a list, empty when not given.
+
+    `default` ends the help: what is done when no asset is named.
+    """
+    parser.add_argument(
+        "--asset",
+        dest="assets",
+        action="append",
+        default=[],
+        type=_known_asset,
+        metavar="ASSET",
+        help=f"one of {', '.join(ASSETS)}; repeatable (default: {default})",
+    )
+
+
+def _known_asset(text: str) -> str:
+    return asset_spec(text.upper()).symbol
+
+
+def settings_from(args: Namespace) -> Settings:
+    """Settings from the flags given, the environment, the settings file and the defaults.
+
+    Every flag named like a field of `Settings` counts. Raises: ConfigError.
+    """
+    flags = {entry.name: getattr(args, entry.name, None) for entry in fields(Settings)}
+    return load_settings(args.config, **flags)
+
+
+# ---------------------------------------------------------------- exit
+
+
+def run_script(main: Callable[[], int]) -> NoReturn:
+    """Run `main` and exit with its code.
+
+    An expected failure becomes one line on stderr and exit code 1, an
+    interrupt one line and 130; a reader that went away (`| head`) is no news.
+    A bug keeps its traceback.
+    """
+    try:
+        code = main()
+        sys.stdout.flush()  # a closed pipe shows here, not at interpreter exit
+    except MinerError as error:
+        _complain(str(error))
+        code = EXIT_FAILURE
+    except KeyboardInterrupt:
+        _complain("interrupted.")
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit; it must not find the pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_FAILURE
+    sys.exit(code)
+
+
+def _complain(sentence: str) -> None:
+    _print_line(f"{Path(sys.argv[0]).name}: {' '.join(sentence.split())}")
+
+
+def _print_line(line: str) -> None:
+    """One line on stderr as it is: above a live bar, never wrapped, no markup."""
+    _ERR.print(Text(line), soft_wrap=True)
+
+
+# ---------------------------------------------------------------- tables and progress
+
+_NUMBER: Final = re.compile(r"[+\-−±]?[\d.,]+( ?(%|s|ms|bp|MB))?( ?± ?[\d.,]+)?|n/a|–|")
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
+    """Print a table to stdout; None is shown as a dash.
+
+    A column of numbers is aligned right and never broken; the first column is
+    never broken either, other text folds to the width of the terminal (80
+    columns in a pipe).
+    """
+    texts = [[_cell_text(cell) for cell in row] for row in rows]
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(columns):
+        numeric = all(_NUMBER.fullmatch(row[index].plain) for row in texts)
+        grid.add_column(
+            name,
+            justify="right" if numeric else "left",
+            no_wrap=numeric or index == 0,
+            overflow="fold",
+        )
+    for row in texts:
+        grid.add_row(*row)
+    _OUT.print(grid)
+
+
+def _cell_text(cell: Cell) -> Text:
+    if isinstance(cell, Text):
+        return cell
+    return Text("–" if cell is None else str(cell))
+
+
+class _RateColumn(ProgressColumn):
+    """Steps per second, the way `rich` measures them."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f}/s", style="progress.data.speed")
+
+
+def progress() -> Progress:
+    """A progress bar on stderr, with rate and remaining time.
+
+    In a pipe or a log file it shows nothing: there the log lines speak.
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=_ERR,
+        disable=not _ERR.is_terminal,
+    )
+
+
+# ---------------------------------------------------------------- log lines
+
+_RECORD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+_BARE_VALUE: Final = re.compile(r"[^\s\"=]+")
+
+
+class _KeyValueFormatter(logging.Formatter):
+    """`time=… level=… logger=… event=…`, then whatever `extra` holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, UTC)
+        pairs = {
+            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        } | {key: value for key, value in vars(record).items() if key not in _RECORD_FIELDS}
+        line = " ".join(f"{key}={_quoted(value)}" for key, value in pairs.items())
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return text if _BARE_VALUE.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes through the console that owns the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            _print_line(self.format(record))
+        except Exception:  # noqa: BLE001  # logging must never end the program
+            self.handleError(record)
+
+
+def configure_logging(level: str) -> None:
+    """Send log lines of `level` ("debug" to "error") and above to stderr.
+
+    One line per event: `log.info("answered", extra={"asset": "BTC"})` prints
+    `time=… level=info logger=miner event=answered asset=BTC`.
+    """
+    handler = _ConsoleHandler()
+    handler.setFormatter(_KeyValueFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
