@@ -1,0 +1,50 @@
+# Everything runs in a virtual environment that make creates and fills by itself.
+# Needs: Python 3.11 or newer with its venv module, and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+RUN_STAMP := $(VENV)/.requirements
+DEV_STAMP := $(VENV)/.requirements-dev
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help test demo lint clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  PYTHON=python3.12 chooses the interpreter, VENV=DIR the environment (default .venv)."
+
+test: lint ## lint, type check and run all tests
+	$(BIN)/python -m pytest
+
+demo: $(RUN_STAMP) ## train, check, replay and draw on a simulated market, about two minutes
+	$(BIN)/python demo.py
+
+lint: $(DEV_STAMP) ## ruff and mypy only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove the environment, the demo and the caches; models/ and state/ stay
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "make: $(PYTHON) is missing or older than Python 3.11; set PYTHON, e.g. make PYTHON=python3.12." >&2; \
+		exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "make: $(PYTHON) cannot create a virtual environment; install its venv package." >&2; \
+		rm -rf $(VENV); exit 1; }
+
+# The stamps are newer than the requirements they stand for.
+$(RUN_STAMP): requirements.txt | $(BIN)/python
+	$(PIP) -r requirements.txt
+	@touch $@
+
+$(DEV_STAMP): requirements.txt requirements-dev.txt | $(BIN)/python
+	$(PIP) -r requirements-dev.txt
+	@touch $(RUN_STAMP) $@
