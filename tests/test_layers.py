@@ -1,0 +1,147 @@
+"""The map of the modules, and that imports run downward only."""
+
+import ast
+import sys
+from functools import cache
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+LAYERS: dict[int, tuple[str, ...]] = {
+    0: ("errors", "config", "domain"),
+    1: (
+        "seasonality",
+        "features",
+        "uncertainty_engine",
+        "path_simulator",
+        "scoring",
+        "baselines",
+        "wire_format",
+        "simulated_market",
+        "path_checks",
+    ),
+    2: ("lgbm_trainer", "lgbm_predictor", "data_fetcher", "state_store"),
+    3: ("forecast_engine",),
+    4: ("http_service", "console", "plots"),
+    5: ("train_models", "miner", "test_miner", "backtest", "import_bars", "demo"),
+}
+
+# Within a layer a module imports its neighbours only as listed here, and why.
+WITHIN_LAYER: dict[tuple[str, str], str] = {
+    ("config", "errors"): "layer 0 stands in a row",
+    ("domain", "errors"): "layer 0 stands in a row",
+    ("domain", "config"): "layer 0 stands in a row",
+    ("features", "seasonality"): "features are made of de-seasonalised returns",
+    ("uncertainty_engine", "features"): "the scale is predicted from features",
+    ("uncertainty_engine", "seasonality"): "the scale is put back on the clock",
+    ("baselines", "scoring"): "the oracle looks ahead the way scores do",
+    ("lgbm_trainer", "state_store"): "a training locks and publishes its folder",
+    ("lgbm_trainer", "lgbm_predictor"): "validation uses the models as they are served",
+    ("lgbm_predictor", "state_store"): "model sets are read with the same care as state",
+}
+
+# Arrays in, arrays out: these would bring in files, clocks, the network,
+# processes or a global random generator.
+IMPURE = frozenset(
+    {
+        "asyncio", "io", "logging", "multiprocessing", "os", "pathlib", "random", "requests",
+        "shutil", "socket", "subprocess", "tempfile", "threading", "time", "urllib",
+    }
+)  # fmt: skip
+
+LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
+MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse((ROOT / f"{module}.py").read_text(encoding="utf-8"))
+
+
+def imported(node: ast.AST) -> set[str]:
+    """Top-level packages that import statements anywhere under `node` name."""
+    names: set[str] = set()
+    for child in ast.walk(node):
+        if isinstance(child, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in child.names}
+        elif isinstance(child, ast.ImportFrom) and child.module:
+            names.add(child.module.split(".")[0])
+    return names
+
+
+def called(module: str) -> set[str]:
+    """Plain names that the module calls, and attributes as `owner.name`."""
+    names: set[str] = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+            names.add(ast.unparse(node.func))
+    return names
+
+
+def misplaced(module: str, target: str) -> str | None:
+    """Why `module` may not import `target`, or None."""
+    own, other = LAYER_OF[module], LAYER_OF[target]
+    if own == 5 == other and module == "demo":
+        return None
+    if other > own:
+        return f"{module} (layer {own}) imports {target} from above (layer {other})"
+    if other == own and (module, target) not in WITHIN_LAYER:
+        return f"{module} imports its neighbour {target}, which is not in WITHIN_LAYER"
+    return None
+
+
+def test_every_module_has_a_layer():
+    assert [module for module in MODULES if module not in LAYER_OF] == []
+
+
+def test_no_module_hides_one_of_the_standard_library():
+    assert [module for module in MODULES if module in sys.stdlib_module_names] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_downward_only(module):
+    ours = sorted(imported(tree(module)) & set(LAYER_OF))
+    assert [fault for target in ours if (fault := misplaced(module, target))] == []
+
+
+def test_an_upward_import_and_an_unlisted_neighbour_would_be_found():
+    assert "from above" in (misplaced("scoring", "forecast_engine") or "")
+    assert "neighbour" in (misplaced("scoring", "baselines") or "")
+    assert "neighbour" in (misplaced("miner", "backtest") or "")
+    assert misplaced("baselines", "scoring") is None
+
+
+def test_every_listed_exception_is_still_needed():
+    unused = [
+        pair
+        for pair in WITHIN_LAYER
+        if set(pair) <= set(MODULES) and pair[1] not in imported(tree(pair[0]))
+    ]
+    assert unused == []
+
+
+@pytest.mark.parametrize("module", sorted(set(LAYERS[1]) & set(MODULES)))
+def test_a_pure_module_knows_no_files_clock_network_or_global_random_numbers(module):
+    assert imported(tree(module)) & IMPURE == set()
+    forbidden = ("np.random.seed", "np.random.normal", "open", "print", "datetime.now")
+    assert called(module) & set(forbidden) == set()
+
+
+def test_only_plots_imports_matplotlib_and_only_inside_functions():
+    users = {module for module in MODULES if "matplotlib" in imported(tree(module))}
+    assert users <= {"plots"}
+    for module in users:
+        functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+        outside = [node for node in tree(module).body if not isinstance(node, functions)]
+        assert "matplotlib" not in set(chain.from_iterable(map(imported, outside)))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_can_be_made_to_run_what_a_file_says(module):
+    assert (
+        imported(tree(module)) & {"pickle", "joblib", "cloudpickle", "marshal", "shelve"} == set()
+    )
+    assert called(module) & {"eval", "exec", "np.load", "pd.read_pickle", "yaml.load"} == set()
