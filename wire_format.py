@@ -208,7 +208,9 @@ def encode_shadow_answer(forecast: Forecast) -> bytes:
     """The answer to `POST /predict` as JSON bytes.
 
     Every path is scaled by its own point 0, so that it begins exactly at
-    `current_price`, the last known price. Equal forecasts give equal bytes.
+    `current_price`, the last known price. The age of that price is left out of
+    the diagnostics: it moves with the clock, and a request asked twice gets
+    the same bytes.
 
     Raises: InvalidAnswer if the paths cannot be sent.
     """
@@ -226,7 +228,9 @@ def encode_shadow_answer(forecast: Forecast) -> bytes:
         "current_price": float(current_price),
         "paths": paths,
         "timestamps": timestamps,
-        "diagnostics": asdict(diagnostics),
+        "diagnostics": {
+            key: value for key, value in asdict(diagnostics).items() if key != "price_age_s"
+        },
         "metadata": {
             "horizon_seconds": request.length_s,
             "interval_seconds": request.increment_s,
