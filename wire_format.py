@@ -255,13 +255,12 @@ def parse_iso_minute(text: str) -> int:
     """
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        seconds = aware.astimezone(UTC).timestamp()  # refuses what UTC cannot express
+    except (ValueError, OverflowError):
         raise RequestError(
             f"time {_clipped(text)} cannot be read; write it like 2025-12-01T00:05:00+00:00."
         ) from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    seconds = moment.timestamp()
     if seconds % 60:
         raise RequestError(
             f"time {_clipped(text)} is {seconds % 60:g} s past a whole minute; "
