@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -108,9 +109,16 @@ def open_source(settings: Settings) -> BarSource:
 def summarise_set_aside(set_aside: Iterable[SetAsideBar]) -> list[str]:
     """One clause per reason with its count and first time, the most frequent first."""
     entries = list(set_aside)
-    first = {bar.reason: bar.ts for bar in reversed(entries)}
+    first = {bar.reason: _readable(bar.ts) for bar in reversed(entries)}
     counts = Counter(bar.reason for bar in entries).most_common()
     return [f"{count} × {reason} (first at {first[reason]})" for reason, count in counts]
+
+
+def _readable(ts: int) -> str:
+    """ISO 8601 where the time is one, else the number that was found."""
+    if not _EARLIEST_TS <= ts < _LATEST_TS:
+        return str(ts)
+    return datetime.fromtimestamp(ts, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 # ---------------------------------------------------------------- simulated

@@ -1,0 +1,131 @@
+"""Bring Parquet bars of your own into `state/`, as a series of their own.
+
+    python import_bars.py --archive-dir my_bars --feed binance
+    python import_bars.py --archive-dir my_bars --feed binance --asset BTC --asset ETH
+
+The folder is laid out as the archive source reads it (see `data_fetcher`). Bars
+are stored under the name of the feed they come from and never merged with those
+of another; a second import adds what is new and corrects what changed.
+"""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from config import Settings
+from console import Cell, add_asset_argument, run_script, script_parser, settings_from, table
+from data_fetcher import ArchiveSource, SetAsideBar, summarise_set_aside
+from domain import Bars
+from errors import ConfigError, MinerError
+from state_store import BarStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Imported:
+    """What became of one series."""
+
+    asset: str
+    bars: Bars
+    new: int
+    set_aside: tuple[SetAsideBar, ...]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Import and report; 1 if anything that was asked for could not be imported."""
+    args = _parser().parse_args(argv)
+    settings = settings_from(args)
+    source = ArchiveSource(_archive_dir(settings))
+    store = BarStore(settings.state_dir)
+    wanted = args.assets or list(source.frequencies())
+    failures = [
+        f"{settings.archive_dir} has no bars of {asset}; it has {', '.join(source.frequencies())}."
+        for asset in wanted
+        if asset not in source.frequencies()
+    ]
+    done: list[_Imported] = []
+    for asset, bar_s in source.series():
+        if asset in wanted:
+            try:
+                done.append(_import(source, store, args, asset, bar_s))
+            except MinerError as error:
+                failures.append(str(error))
+    _report(done, source.unknown_assets)
+    for sentence in dict.fromkeys(failures):  # one bad feed name fails every asset alike
+        print(f"{Path(__file__).name}: {sentence}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _parser() -> ArgumentParser:
+    parser = script_parser(
+        "Import Parquet bars into the state folder, for operators who bring history.",
+        examples=["python import_bars.py --archive-dir my_bars --feed binance --asset BTC"],
+    )
+    parser.add_argument(
+        "--feed",
+        required=True,
+        metavar="NAME",
+        help="the feed that the bars come from, e.g. binance; letters, digits, '.', '_' and '-'",
+    )
+    add_asset_argument(parser, default="every asset in the folder")
+    parser.add_argument(
+        "--archive-dir", metavar="DIR", help="folder of one- and five-minute bars (default: none)"
+    )
+    parser.add_argument(
+        "--state-dir",
+        metavar="DIR",
+        help=f"folder of collected state (default: {Settings().state_dir})",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="settings file, TOML (default: miner.toml of this folder, if there is one)",
+    )
+    return parser
+
+
+def _archive_dir(settings: Settings) -> Path:
+    if settings.archive_dir is None:
+        raise ConfigError(
+            "there is nothing to import from; name a folder of Parquet files with --archive-dir."
+        )
+    return settings.archive_dir
+
+
+def _import(
+    source: ArchiveSource, store: BarStore, args: Namespace, asset: str, bar_s: int
+) -> _Imported:
+    """Store one series under the feed's name. Raises: DataError, StateError, BusyError."""
+    bars, set_aside = source.load_bars(asset, bar_s)
+    labelled = replace(bars, feed=f"{args.feed}:{asset}_{bar_s // 60}m")
+    new = store.append(args.feed, asset, labelled)
+    return _Imported(asset=asset, bars=labelled, new=new, set_aside=set_aside)
+
+
+def _report(done: Sequence[_Imported], unknown_assets: Sequence[str]) -> None:
+    """Print what came in, what was set aside and why, and what nobody asks for."""
+    columns = ("asset", "bars", "new", "read", "from (UTC)", "to (UTC)", "set aside")
+    if done:
+        table("imported bars", columns, [_row(entry) for entry in done])
+    for entry in done:
+        for clause in summarise_set_aside(entry.set_aside):
+            print(f"{entry.asset} {entry.bars.bar_s // 60}m set aside: {clause}")
+    if unknown_assets:
+        print(f"not imported, because no validator asks for them: {', '.join(unknown_assets)}")
+
+
+def _row(entry: _Imported) -> tuple[Cell, ...]:
+    bars = entry.bars
+    first, last = (
+        datetime.fromtimestamp(moment, UTC).date().isoformat()
+        for moment in (int(bars.open_ts[0]), bars.end_ts)
+    )
+    name = f"{bars.bar_s // 60}m"
+    return entry.asset, name, entry.new, len(bars), first, last, len(entry.set_aside)
+
+
+if __name__ == "__main__":
+    run_script(main)
