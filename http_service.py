@@ -33,7 +33,7 @@ from wire_format import encode_shadow_answer, format_iso, parse_iso_minute
 MAX_BODY_BYTES: Final = 64 * 1024
 MAX_AHEAD_S: Final = 3600  # how far in the future a prompt may start
 ANSWER_THREADS: Final = 4  # NumPy releases the interpreter lock while it draws
-GRACE_S: Final = 5  # for answers under way when the server is told to stop
+GRACE_S: Final = 3  # for answers under way when the server is told to stop
 
 # A caller that is still sending when the connection closes never reads why.
 # So this much of a body that is too large is read and dropped before the refusal.

@@ -32,6 +32,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from domain import FloatArray, Forecast, ForecastRequest
@@ -90,7 +91,7 @@ def _power_of(prices: FloatArray) -> FloatArray | np.float64:
     return _POWERS[np.searchsorted(_EDGES, prices, side="right") - 1]
 
 
-def _refuse_unprintable(prices: FloatArray, bad: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+def _refuse_unprintable(prices: FloatArray, bad: npt.NDArray[np.bool_]) -> None:
     if bad.any():
         first = float(prices.ravel()[int(np.argmax(bad))])
         raise InvalidAnswer(

@@ -51,15 +51,10 @@ def oracle_error(price: float) -> Decimal:
         return min(abs(candidate - exact) for candidate in accepted)
 
 
-def request(**changes) -> ForecastRequest:
-    values = {
-        "asset": "BTC",
-        "start_ts": START,
-        "increment_s": 300,
-        "length_s": 1500,
-        "num_paths": 4,
-    }
-    return ForecastRequest(**(values | changes))
+def request(*, length_s=1500, num_paths=4) -> ForecastRequest:
+    return ForecastRequest(
+        asset="BTC", start_ts=START, increment_s=300, length_s=length_s, num_paths=num_paths
+    )
 
 
 def walk(shape=(4, 6), level=96_000.0, seed=1):
