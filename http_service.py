@@ -5,7 +5,7 @@ server. Forecasts come from an `Answerer`; encoding is `wire_format`'s. The
 event loop only reads and writes: answers are computed on a few threads.
 
 Every error is JSON, `{"error": "<one sentence>"}`: 4xx for what the caller can
-change, 503 for what the caller can only wait for.
+change, 503 for what the caller can only wait for, 500 for a bug.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ def build_app(answerer: Answerer) -> Starlette:
             Route("/predict", service.predict, methods=["POST"]),
             Route("/healthz", service.healthz, methods=["GET"]),
         ],
-        exception_handlers={HTTPException: _unknown_route, Exception: _bug},
+        exception_handlers={HTTPException: _unknown_route},
         lifespan=service.lifespan,
     )
     app.router.redirect_slashes = False
@@ -187,6 +187,9 @@ class _Service:
             return _error(400, str(error))
         except MinerError as error:
             return _error(503, str(error))
+        except Exception:
+            log.exception("failed")
+            return _error(500, "the answer failed by a fault of the miner; its log has more.")
         return Response(answer, media_type="application/json")
 
     def _answer(self, raw: bytes) -> bytes:
@@ -238,11 +241,6 @@ async def _unknown_route(request: Request, error: Exception) -> Response:
         "GET /healthz.",
         refusal.headers,
     )
-
-
-async def _bug(_request: Request, _error_raised: Exception) -> Response:
-    # The server logs the traceback: the exception goes on to it after this answer.
-    return _error(500, "the answer failed by a fault of the miner; its log has the details.")
 
 
 # ---------------------------------------------------------------- server
