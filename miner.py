@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import partial
@@ -252,19 +252,19 @@ def attempt(duty: Duty) -> bool:
 
 
 def serving_line(
-    url: str,
-    source: str,
-    frequencies: Mapping[str, Sequence[Frequency]],
-    model_ages_s: Mapping[Pair, int],
+    url: str, source: str, assets: Sequence[str], *, trained: Sequence[Pair], due: Sequence[Pair]
 ) -> str:
-    """The one line printed at the start: what is served, where, from how old models."""
-    served = ", ".join(f"{asset} {'+'.join(held)}" for asset, held in frequencies.items())
-    total = sum(map(len, frequencies.values()))
-    age = f", the oldest {max(model_ages_s.values()) / 3600:.1f} h old" if model_ages_s else ""
+    """The one line printed at the start: what is served, where, from which models."""
+    held = {*trained, *due}  # what has no models is due
+    served = [
+        f"{asset} {'+'.join(frequency for frequency in Frequency if (asset, frequency) in held)}"
+        for asset in assets
+    ]
+    old = len(set(trained) & set(due))
     market = "a SIMULATED market" if source == "simulated" else f"source {source}"
     return (
-        f"serving {served} on {url} from {market}; "
-        f"{len(model_ages_s)} of {total} model sets are trained{age}."
+        f"serving {', '.join(served)} on {url} from {market}; {len(trained)} of {len(held)} model "
+        f"sets are trained, {old or 'none'} of them due again."
     )
 
 
@@ -279,10 +279,12 @@ def main() -> int:
     engine = ForecastEngine.open(source, settings)
     server = server_for(build_app(engine))
     _on_stop_signals(lambda *_: setattr(server, "should_exit", True))
-    ages = {pair: engine.now() - until for pair, until in engine.trained_until().items()}
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    print(serving_line(url, source.name, source.frequencies(), ages), flush=True)
+    line = serving_line(
+        url, source.name, engine.assets(), trained=engine.trained(), due=engine.due()
+    )
+    print(line, flush=True)
     with _kept_up(engine, settings, args.config):
         server.run(sockets=[listener])
     log.info("stopped")

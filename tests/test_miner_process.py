@@ -299,22 +299,25 @@ def test_a_stuck_duty_does_not_hold_up_the_end(monkeypatch):
 # ---------------------------------------------------------------- the first line
 
 
-def test_the_first_line_says_what_is_served_where_and_from_how_old_models():
+def test_the_first_line_says_what_is_served_where_and_from_which_models():
     line = miner.serving_line(
         "http://127.0.0.1:8091",
         "archive",
-        {"BTC": (Frequency.HF, Frequency.LF), "ETH": (Frequency.LF,)},
-        {("BTC", Frequency.HF): 1800, ("BTC", Frequency.LF): 9000},
+        ["BTC", "ETH"],
+        trained=[("BTC", Frequency.LF), ("BTC", Frequency.HF)],
+        due=[("BTC", Frequency.HF), ("ETH", Frequency.LF)],
     )
     assert line == (
         "serving BTC hf+lf, ETH lf on http://127.0.0.1:8091 from source archive; "
-        "2 of 3 model sets are trained, the oldest 2.5 h old."
+        "2 of 3 model sets are trained, 1 of them due again."
     )
 
 
 def test_a_simulated_market_is_called_so():
-    line = miner.serving_line("http://[::1]:1", "simulated", {"BTC": (Frequency.HF,)}, {})
-    assert "a SIMULATED market; 0 of 1 model sets are trained." in line
+    line = miner.serving_line(
+        "http://[::1]:1", "simulated", ["BTC"], trained=[], due=[("BTC", Frequency.HF)]
+    )
+    assert "from a SIMULATED market; 0 of 1 model sets are trained, none of them" in line
 
 
 # ---------------------------------------------------------------- the process
