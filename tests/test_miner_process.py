@@ -331,7 +331,7 @@ def folders(tmp_path_factory):
     subprocess.run(
         [
             *(sys.executable, str(ROOT / "train_models.py"), "--source", "simulated"),
-            *("--asset", "BTC", "--hf-only", "--days", "10", "--jobs", "1", *flags),
+            *("--asset", "BTC", "--hf-only", "--days", "4", "--jobs", "1", *flags),
         ],
         cwd=base,
         check=True,
@@ -383,8 +383,8 @@ def assert_valid(answer, asked):
     validate_answer([start, asked["increment_s"], *answer["paths"]], prompt)
 
 
-def test_the_miner_answers_both_frequencies_and_refuses_nonsense(folders):
-    with running("--source", "simulated", *folders) as (_process, url, _lines):
+def test_a_terminated_miner_ends_well_and_the_next_one_answers_the_same(folders):
+    with running("--source", "simulated", *folders) as (process, url, _lines):
         assert "BTC" in httpx.get(f"{url}/healthz").json()["assets"]
         hour = ask(url)
         assert hour.status_code == 200
@@ -392,19 +392,12 @@ def test_the_miner_answers_both_frequencies_and_refuses_nonsense(folders):
         assert hour.json()["model_version"] != "none"
         day = ask(url, horizon_seconds=86_400, interval_seconds=300, num_paths=1000)
         assert_valid(day.json(), {"increment_s": 300, "length_s": 86_400, "num_paths": 1000})
-        assert ask(url).content == hour.content
         assert ask(url, asset="DOGE").status_code == 400
         assert ask(url, origin="2011-01-01T00:00:00Z").status_code == 400
-
-
-def test_a_restart_changes_no_byte(folders):
-    answers = []
-    for _ in range(2):
-        with running("--source", "simulated", *folders) as (process, url, _lines):
-            answers.append(ask(url).content)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(STOP_LIMIT_S) == 0
-    assert answers[0] == answers[1]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(STOP_LIMIT_S) == 0
+    with running("--source", "simulated", *folders) as (_process, url, _lines):
+        assert ask(url).content == hour.content
 
 
 def test_an_interrupted_miner_ends_well_and_takes_its_training_along(folders):
@@ -439,13 +432,6 @@ def test_a_busy_port_is_one_line_and_exit_code_1():
     assert line.startswith(f"miner.py: cannot listen on 127.0.0.1 port {port}: Address already")
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--source", "archive", "--archive-dir", "nowhere"], "nowhere does not exist"),
-        (["--source", "simulated", "--port", "70000"], "port"),
-        (["--config", "nowhere.toml"], "nowhere.toml"),
-    ],
-)
-def test_a_wrong_setting_is_one_line_and_exit_code_1(flags, words):
-    assert words in complaint_of("--port", "0", *flags)
+def test_a_missing_archive_is_one_line_and_exit_code_1():
+    line = complaint_of("--port", "0", "--source", "archive", "--archive-dir", "nowhere")
+    assert line.startswith("miner.py: archive folder nowhere does not exist")
