@@ -50,7 +50,8 @@ class FrequencySpec:
     lead_sampling_s: int  # long leads are sampled on this grid and interpolated
     ewma_half_lives: tuple[float, ...]  # of |z|, in bars
     fallback_half_life: float  # of the ladder's single EWMA, in bars
-    recency_half_life_days: float
+    recency_half_life_days: float  # of sample weights in the LightGBM models
+    blend_half_life_days: float  # of sample weights in the log-linear blend
     retrain_interval_days: float
     prompt_increment_s: int
     prompt_length_s: int
@@ -78,6 +79,7 @@ FREQUENCIES: Final[Mapping[Frequency, FrequencySpec]] = MappingProxyType(
             ewma_half_lives=(1.5, 3, 6, 12, 25, 50, 100, 240, 480, 1440, 4320, 10080),
             fallback_half_life=120,
             recency_half_life_days=HF_RECENCY_HALF_LIFE_DAYS,
+            blend_half_life_days=90,
             retrain_interval_days=HF_RETRAIN_INTERVAL_DAYS,
             prompt_increment_s=60,
             prompt_length_s=3600,
@@ -92,6 +94,7 @@ FREQUENCIES: Final[Mapping[Frequency, FrequencySpec]] = MappingProxyType(
             ewma_half_lives=(3, 12, 48, 144, 288, 864, 2880),
             fallback_half_life=288,
             recency_half_life_days=LF_RECENCY_HALF_LIFE_DAYS,
+            blend_half_life_days=90,
             retrain_interval_days=LF_RETRAIN_INTERVAL_DAYS,
             prompt_increment_s=300,
             prompt_length_s=86_400,

@@ -151,6 +151,11 @@ def _complain(sentence: str) -> None:
     _print_line(f"{Path(sys.argv[0]).name}: {' '.join(sentence.split())}")
 
 
+def note(sentence: str) -> None:
+    """One line on stderr that is neither a result nor an error."""
+    _print_line(" ".join(sentence.split()))
+
+
 def _print_line(line: str) -> None:
     """One line on stderr as it is: above a live bar, never wrapped, no markup."""
     _ERR.print(Text(line), soft_wrap=True)

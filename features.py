@@ -1,0 +1,450 @@
+"""Bars to features: one code path for training, replay and live forecasts.
+
+A `ReturnGrid` lays returns on a regular grid where gaps stay gaps; a
+`Standardiser` divides the clock and the unit out of them; an `EwmaState`
+carries the averages that never forget; `feature_matrix` turns them into rows.
+
+Two rules make every row independent of where the history starts: recursive
+averages begin from an `EwmaState` and are advanced in one fixed order of
+operations, and windows are sums of integers (`QUANTUM`), which are exact. So a
+row computed from the last nine days and a saved state has the same bytes as
+one computed from all history.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, Self
+
+import numpy as np
+from scipy.ndimage import maximum_filter1d, minimum_filter1d
+from scipy.signal import lfilter
+
+from config import DAY_S, FrequencySpec, MarketHours
+from domain import Bars, FloatArray, IntArray
+from seasonality import (
+    SeasonalProfile,
+    flat_profile,
+    is_closed,
+    new_york_seconds,
+    weekday_of,
+)
+
+BPS: Final = 1e4
+QUANTUM: Final = 2.0**-20  # windows are summed in whole multiples of this
+VARIANCE_QUANTUM: Final = 2.0**-32  # likewise for seasonal variance
+MEMORY_DAYS: Final = 8  # the longest window that a feature looks back on
+CAP_QUANTILE: Final = 0.9995
+EWMA_PRIOR_WEIGHT: Final = 0.05  # of the next slower average, in bars
+LOG_FLOOR: Final = 0.05  # added to |z| before a logarithm; mean |z| is 1
+
+SHIFTS_DAYS: Final = (1, 2, 3, 5, 7)  # the same window on earlier days
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReturnGrid:
+    """Returns on a regular grid.
+
+    `returns[i]` (bps) runs from the last known close before bar i to the close
+    of bar i, NaN where bar i is missing; `span[i]` is the number of bars it
+    covers: 1 normally, more after a gap, 0 where bar i is missing.
+    """
+
+    open_ts: IntArray
+    returns: FloatArray
+    span: IntArray
+    bar_s: int
+
+    def __len__(self) -> int:
+        return len(self.open_ts)
+
+
+def return_grid(bars: Bars, start_ts: int | None = None) -> ReturnGrid:
+    """Lay bars on a regular grid, from `start_ts` (default: the first bar) to the last bar.
+
+    A gap that reaches back before `start_ts` keeps its full span.
+    """
+    first = int(bars.open_ts[0]) if start_ts is None else start_ts
+    low = max(int(np.searchsorted(bars.open_ts, first)) - 1, 0)
+    index = (bars.open_ts[low:] - first) // bars.bar_s
+    n = max(int(index[-1]) + 1, 0)
+    returns = np.full(n, np.nan)
+    span = np.zeros(n, dtype=np.int64)
+    inside = index[1:] >= 0
+    returns[index[1:][inside]] = (BPS * np.diff(np.log(bars.close[low:])))[inside]
+    span[index[1:][inside]] = np.diff(index)[inside]
+    open_ts = first + bars.bar_s * np.arange(n, dtype=np.int64)
+    return ReturnGrid(open_ts=open_ts, returns=returns, span=span, bar_s=bars.bar_s)
+
+
+def move_sizes(grid: ReturnGrid) -> FloatArray:
+    """|Return| per bar in bps, moves over gaps spread over the bars they cover; (n,)."""
+    size = np.abs(grid.returns) / np.sqrt(np.maximum(grid.span, 1))
+    # Walking back from each known bar gives its size to the missing ones before it.
+    position = np.where(grid.span > 0, np.arange(len(grid)), len(grid))
+    following = np.minimum.accumulate(position[::-1])[::-1]
+    padded = np.append(size, np.nan)
+    return padded[following]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Standardiser:
+    """Divides clock and unit out of returns, and caps the rest.
+
+    z = return / (unit · √seasonal variance of the bars covered), |z| ≤ cap; the
+    mean of |z| over the training bars is 1.
+    """
+
+    profile: SeasonalProfile
+    unit_bps: float
+    cap: float
+
+    def apply(self, grid: ReturnGrid) -> FloatArray:
+        """Standardised returns; shape (n,), NaN where the bar is missing."""
+        variance = self._variance(grid)
+        z = grid.returns / (self.unit_bps * np.sqrt(variance))
+        return np.clip(z, -self.cap, self.cap)
+
+    def _variance(self, grid: ReturnGrid) -> FloatArray:
+        """Seasonal variance of the bars that each return covers; shape (n,)."""
+        # A gap may have begun before the grid does; the clock starts there.
+        before = max(int(np.max(grid.span - np.arange(1, len(grid) + 1), initial=0)), 0)
+        early = grid.open_ts[0] - grid.bar_s * np.arange(before, 0, -1, dtype=np.int64)
+        variance = self.profile.at(np.concatenate((early, grid.open_ts))) ** 2
+        ticks = np.rint(variance / VARIANCE_QUANTUM).astype(np.int64)
+        clock = np.concatenate(([0], np.cumsum(ticks)))
+        end = np.arange(before + 1, len(variance) + 1)
+        return (clock[end] - clock[end - np.maximum(grid.span, 1)]) * VARIANCE_QUANTUM
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON manifest."""
+        return {
+            "profile": self.profile.to_dict(),
+            "unit_bps": self.unit_bps,
+            "cap": self.cap,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
+        return cls(
+            profile=SeasonalProfile.from_dict(values["profile"]),
+            unit_bps=float(values["unit_bps"]),
+            cap=float(values["cap"]),
+        )
+
+
+def fit_standardiser(grid: ReturnGrid, profile: SeasonalProfile) -> Standardiser:
+    """Unit and cap that suit the grid; every bar of it counts as past."""
+    raw = Standardiser(profile=profile, unit_bps=1.0, cap=np.inf).apply(grid)
+    size = np.abs(raw[np.isfinite(raw)])
+    cap = float(np.quantile(size, CAP_QUANTILE))
+    unit = max(float(np.mean(np.minimum(size, cap))), 1e-6)
+    return Standardiser(profile=profile, unit_bps=unit, cap=max(cap / unit, 1.0))
+
+
+# ---------------------------------------------------------------- recursive averages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EwmaState:
+    """Exponentially weighted sums as they stood when a bar closed.
+
+    `sums` (channels, half-lives) and `weights` (half-lives,) decay by clock
+    time, bars or not, so a gap ages the past without inventing calm.
+    """
+
+    end_ts: int
+    sums: FloatArray
+    weights: FloatArray
+
+
+CHANNELS: Final = ("size", "square", "log", "signed", "upward")
+
+
+def initial_state(spec: FrequencySpec, start_ts: int) -> EwmaState:
+    """Nothing seen yet; bars that open at `start_ts` or later come next."""
+    half_lives = len(spec.ewma_half_lives)
+    return EwmaState(
+        end_ts=start_ts,
+        sums=np.zeros((len(CHANNELS), half_lives)),
+        weights=np.zeros(half_lives),
+    )
+
+
+def _channels(z: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Observations of every channel, 0 where unknown; (channels, n) and known (n,)."""
+    known = np.isfinite(z)
+    value = np.where(known, z, 0.0)
+    size = np.abs(value)
+    rows = (
+        np.stack([size, size**2, np.log(size + LOG_FLOOR), value, np.maximum(value, 0.0)]) * known
+    )
+    return rows, known.astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EwmaTrace:
+    """Averages after every bar: `means` (channels, half-lives, n)."""
+
+    means: FloatArray
+    state: EwmaState  # after the last bar
+
+
+def trace_ewma(spec: FrequencySpec, z: FloatArray, state: EwmaState) -> EwmaTrace:
+    """Advance the state over the bars `z` (n,) and keep every average on the way.
+
+    Bar by bar or all at once, the operations and so the bytes are the same:
+    the filter is `s = x + decay·s`. An average with little weight behind it
+    leans on the next slower one, the slowest on the training mean.
+    """
+    rows, known = _channels(z)
+    sums = np.empty((len(CHANNELS), len(spec.ewma_half_lives), len(z)))
+    weights = np.empty((len(spec.ewma_half_lives), len(z)))
+    for h, half_life in enumerate(spec.ewma_half_lives):
+        decay = 0.5 ** (1.0 / half_life)
+        taps = [1.0, -decay]
+        weights[h] = lfilter([1.0], taps, known, zi=[decay * state.weights[h]])[0]
+        start = decay * state.sums[:, h : h + 1]
+        sums[:, h] = lfilter([1.0], taps, rows, axis=1, zi=start)[0]
+    end = EwmaState(
+        end_ts=state.end_ts + len(z) * spec.bar_s,
+        sums=sums[:, :, -1].copy() if len(z) else state.sums,
+        weights=weights[:, -1].copy() if len(z) else state.weights,
+    )
+    return EwmaTrace(means=_lean_on_slower(sums, weights), state=end)
+
+
+def _lean_on_slower(sums: FloatArray, weights: FloatArray) -> FloatArray:
+    # Means of a standardised series: |z| 1, z² about 2 (heavy tails), the rest neutral.
+    prior = np.array([1.0, 2.0, -0.4, 0.0, 0.5])[:, None]
+    means = np.empty_like(sums)
+    for h in reversed(range(sums.shape[1])):
+        means[:, h] = (sums[:, h] + EWMA_PRIOR_WEIGHT * prior) / (weights[h] + EWMA_PRIOR_WEIGHT)
+        prior = means[:, h]
+    return means
+
+
+# ---------------------------------------------------------------- rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WindowSums:
+    """Exact running totals of |z|, of its observations and of signed z.
+
+    Each has shape (n + 1,), int64; `size` and `signed` count in `QUANTUM`.
+    """
+
+    size: IntArray
+    count: IntArray
+    signed: IntArray
+
+
+def window_sums(z: FloatArray) -> WindowSums:
+    """Running totals of `z` (n,), whose differences are exact."""
+    known = np.isfinite(z)
+    whole = np.rint(np.where(known, z, 0.0) / QUANTUM).astype(np.int64)
+
+    def running(values: IntArray) -> IntArray:
+        return np.concatenate(([0], np.cumsum(values)))
+
+    return WindowSums(
+        size=running(np.abs(whole)), count=running(known.astype(np.int64)), signed=running(whole)
+    )
+
+
+def mean_size(sums: WindowSums, begin: IntArray, end: IntArray, default: float) -> FloatArray:
+    """Mean |z| of bars begin ≤ j < end per row, `default` where none is known; (n,).
+
+    Windows are cut at the edges of the data.
+    """
+    last = len(sums.size) - 1
+    begin, end = np.clip(begin, 0, last), np.clip(end, 0, last)
+    count = sums.count[end] - sums.count[begin]
+    total = (sums.size[end] - sums.size[begin]) * QUANTUM
+    return np.where(count > 0, total / np.maximum(count, 1), default)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FeatureFrame:
+    """Features known when each bar closed.
+
+    `shared` (n, len(names)) float32 serves every lead; `by_bucket`
+    (buckets, n, len(bucket_names)) float32 belongs to one lead bucket each.
+    `level` (n,): the fallback EWMA of |z|, dimensionless.
+    """
+
+    names: tuple[str, ...]
+    bucket_names: tuple[str, ...]
+    shared: Any
+    by_bucket: Any
+    level: FloatArray
+    end_ts: IntArray
+
+
+def feature_frame(
+    spec: FrequencySpec,
+    standardiser: Standardiser,
+    grid: ReturnGrid,
+    state: EwmaState,
+    rows: IntArray,
+) -> FeatureFrame:
+    """Features at the closes of the grid's bars `rows`.
+
+    The grid must start where the state ends, and reach `MEMORY_DAYS` further
+    back than the rows for windows to be whole.
+    """
+    z = standardiser.apply(grid)
+    trace = trace_ewma(spec, z, state)
+    sums = window_sums(z)
+    columns = _ewma_columns(spec, trace, rows)
+    columns |= _recent_columns(z, rows)
+    columns |= _shape_columns(spec, sums, rows)
+    columns |= _clock_columns(standardiser, grid, rows)
+    by_bucket = [
+        _bucket_columns(spec, standardiser, grid, sums, trace, rows, bucket)
+        for bucket in range(len(spec.bucket_ends))
+    ]
+    fallback = int(np.argmin(np.abs(np.array(spec.ewma_half_lives) - spec.fallback_half_life)))
+    return FeatureFrame(
+        names=tuple(columns),
+        bucket_names=tuple(by_bucket[0]),
+        shared=_stack(columns),
+        by_bucket=np.stack([_stack(part) for part in by_bucket]),
+        level=trace.means[0, fallback, rows],
+        end_ts=grid.open_ts[rows] + spec.bar_s,
+    )
+
+
+@cache
+def feature_names(spec: FrequencySpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the shared and of the bucket features, in the order of the columns."""
+    grid = ReturnGrid(
+        open_ts=spec.bar_s * np.arange(2, dtype=np.int64),
+        returns=np.ones(2),
+        span=np.ones(2, dtype=np.int64),
+        bar_s=spec.bar_s,
+    )
+    profile = flat_profile(spec.bar_s, MarketHours.CONTINUOUS)
+    standardiser = Standardiser(profile=profile, unit_bps=1.0, cap=1.0)
+    frame = feature_frame(spec, standardiser, grid, initial_state(spec, 0), np.array([1]))
+    return frame.names, frame.bucket_names
+
+
+def _stack(columns: dict[str, FloatArray]) -> Any:
+    return np.column_stack([column.astype(np.float32) for column in columns.values()])
+
+
+def _ewma_columns(spec: FrequencySpec, trace: EwmaTrace, rows: IntArray) -> dict[str, FloatArray]:
+    means = trace.means[:, :, rows]
+    names = [f"{half_life:g}" for half_life in spec.ewma_half_lives]
+    size = np.maximum(means[0], 1e-3)
+    columns = {f"log_size_{name}": np.log(size[h]) for h, name in enumerate(names)}
+    for h in range(1, len(names), 2):
+        square = np.maximum(means[1, h], 1e-6)
+        columns[f"log_rms_ratio_{names[h]}"] = 0.5 * np.log(square) - np.log(size[h])
+        columns[f"log_mean_ratio_{names[h]}"] = means[2, h] - np.log(size[h] + LOG_FLOOR)
+        columns[f"drift_{names[h]}"] = means[3, h] / size[h]
+        columns[f"absolute_drift_{names[h]}"] = np.abs(means[3, h]) / size[h]
+        columns[f"upward_{names[h]}"] = means[4, h] / size[h]
+    return columns
+
+
+def _recent_columns(z: FloatArray, rows: IntArray) -> dict[str, FloatArray]:
+    size = np.where(np.isfinite(z), np.abs(z), 0.0)
+    columns: dict[str, FloatArray] = {}
+    for lag in range(5):
+        at = np.maximum(rows - lag, 0)
+        columns[f"log_size_lag_{lag}"] = np.log(size[at] + LOG_FLOOR)
+        columns[f"move_lag_{lag}"] = np.where(np.isfinite(z[at]), z[at], 0.0)
+    for width in (5, 15, 60):
+        # The origin shifts the centred filter so that it looks back only.
+        largest = maximum_filter1d(size, width, mode="constant", origin=(width - 1) // 2)
+        columns[f"log_max_{width}"] = np.log(largest[rows] + LOG_FLOOR)
+    return columns
+
+
+def _shape_columns(spec: FrequencySpec, sums: WindowSums, rows: IntArray) -> dict[str, FloatArray]:
+    """How the price travelled: straight or back and forth, inside or out of its range."""
+    path = sums.signed[1:]
+    columns: dict[str, FloatArray] = {}
+    for hours in (1, 4, 24):
+        width = max(hours * 3600 // spec.bar_s, 4)
+        scale = np.maximum(_mean_before(sums, rows, width), 0.05) * np.sqrt(width)
+        before = path[np.maximum(rows - width, 0)]
+        origin = (width - 1) // 2
+        high = maximum_filter1d(path, width, mode="nearest", origin=origin)[rows]
+        low = minimum_filter1d(path, width, mode="nearest", origin=origin)[rows]
+        columns[f"log_size_{hours}h"] = np.log(scale / np.sqrt(width))
+        columns[f"efficiency_{hours}h"] = np.abs(path[rows] - before) * QUANTUM / scale
+        columns[f"range_{hours}h"] = np.log((high - low) * QUANTUM / scale + LOG_FLOOR)
+        columns[f"below_high_{hours}h"] = (high - path[rows]) * QUANTUM / scale
+        columns[f"above_low_{hours}h"] = (path[rows] - low) * QUANTUM / scale
+    return columns
+
+
+def _mean_before(sums: WindowSums, rows: IntArray, width: int) -> FloatArray:
+    return mean_size(sums, rows + 1 - width, rows + 1, 1.0)
+
+
+def _clock_columns(
+    standardiser: Standardiser, grid: ReturnGrid, rows: IntArray
+) -> dict[str, FloatArray]:
+    local = new_york_seconds(grid.open_ts[rows] + grid.bar_s)
+    day = 2 * np.pi * (local % DAY_S) / DAY_S
+    return {
+        "closed": is_closed(local, standardiser.profile.hours).astype(np.float64),
+        "day_sin": np.sin(day),
+        "day_cos": np.cos(day),
+        "weekday": weekday_of(local).astype(np.float64),
+    }
+
+
+def bucket_edges(spec: FrequencySpec) -> tuple[tuple[int, int], ...]:
+    """(begin, end] of every lead bucket, in bars after the last known one."""
+    return tuple(zip((0, *spec.bucket_ends[:-1]), spec.bucket_ends, strict=True))
+
+
+def _bucket_columns(
+    spec: FrequencySpec,
+    standardiser: Standardiser,
+    grid: ReturnGrid,
+    sums: WindowSums,
+    trace: EwmaTrace,
+    rows: IntArray,
+    bucket: int,
+) -> dict[str, FloatArray]:
+    """What the bucket's own hours did on earlier days, and what its clock says."""
+    begin, end = bucket_edges(spec)[bucket]
+    # A short bucket is widened: one minute of one earlier day says nothing.
+    margin = max(0, (15 * 60 // spec.bar_s - (end - begin)) // 2)
+    slow = np.maximum(trace.means[0, -2, rows], 1e-3)
+    columns: dict[str, FloatArray] = {}
+    total = np.zeros(len(rows))
+    for days in SHIFTS_DAYS:
+        shift = days * spec.bars_per_day
+        # Long buckets must not reach past the last known bar.
+        first = rows + 1 + begin - shift - margin
+        last = np.minimum(rows + 1 + end - shift + margin, rows + 1)
+        then = mean_size(sums, first, last, np.nan)
+        then = np.where(np.isfinite(then), then, slow)
+        total += np.log(then + LOG_FLOOR)
+        if days in (1, 7):
+            columns[f"log_size_{days}d_ago"] = np.log(then + LOG_FLOOR) - np.log(slow + LOG_FLOOR)
+    columns["log_size_days_ago"] = total / len(SHIFTS_DAYS) - np.log(slow + LOG_FLOOR)
+    ahead = (begin + end + 1) // 2
+    columns["log_profile"] = np.log(
+        standardiser.profile.at(grid.open_ts[rows] + ahead * spec.bar_s)
+    )
+    return columns
+
+
+def bucket_targets(
+    spec: FrequencySpec, sums: WindowSums, rows: IntArray, bucket: int
+) -> FloatArray:
+    """Mean |z| that followed in the bucket; (n,), NaN unless half of it is known."""
+    begin, end = bucket_edges(spec)[bucket]
+    first, last = rows + 1 + begin, rows + 1 + end
+    n = len(sums.size) - 1
+    count = sums.count[np.minimum(last, n)] - sums.count[np.minimum(first, n)]
+    known = (last <= n) & (2 * count >= end - begin)
+    return np.where(known, mean_size(sums, first, last, np.nan), np.nan)

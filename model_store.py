@@ -1,0 +1,94 @@
+"""Model sets on disk: names, atomic publishing, roll-back.
+
+A set is written to a folder of its own and becomes visible when the pointer
+`models/<ASSET>_<hf|lf>/current.json` is replaced, in one atomic step. The
+pointer names the set before it too, which stays for roll-back; older ones are
+removed.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from config import Frequency
+from errors import ModelError
+from state_store import write_atomically
+
+POINTER: Final = "current.json"
+MANIFEST: Final = "manifest.json"
+
+
+def set_folder(model_dir: Path, asset: str, frequency: Frequency) -> Path:
+    """Where the sets of one asset and frequency live."""
+    return model_dir / f"{asset}_{frequency.value}"
+
+
+def digest(data: bytes) -> str:
+    """Hash that a manifest records for a file."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def published_pairs(model_dir: Path) -> tuple[tuple[str, Frequency], ...]:
+    """Every asset and frequency that has a published set, sorted."""
+    pairs = []
+    for pointer in sorted(model_dir.glob(f"*/{POINTER}")):
+        asset, _, frequency = pointer.parent.name.rpartition("_")
+        if asset and frequency in set(Frequency):
+            pairs.append((asset, Frequency(frequency)))
+    return tuple(pairs)
+
+
+def published_sets(model_dir: Path, asset: str, frequency: Frequency) -> tuple[Path, ...]:
+    """Folders of the set in use and of the one before it, newest first.
+
+    Empty if nothing was published. Raises ModelError if the pointer is damaged.
+    """
+    folder = set_folder(model_dir, asset, frequency)
+    pointer = folder / POINTER
+    if not pointer.exists():
+        return ()
+    try:
+        names = orjson.loads(pointer.read_bytes())
+        chosen = [names["current"], names["previous"]]
+        return tuple(folder / Path(name).name for name in chosen if name)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(
+            f"{pointer} is damaged; train {asset} {frequency.value} again or restore the file."
+        ) from None
+
+
+def publish_set(
+    model_dir: Path, asset: str, frequency: Frequency, model_id: str, files: Mapping[str, bytes]
+) -> Path:
+    """Write a set and make it the current one; the set in use becomes the previous.
+
+    Returns the set's folder. Raises StateError if the disk refuses; whatever
+    was published before is then untouched.
+    """
+    folder = set_folder(model_dir, asset, frequency)
+    target = folder / model_id
+    for name, data in files.items():
+        write_atomically(target / name, data)
+    before = _names_in_use(model_dir, asset, frequency)
+    previous = next((name for name in before if name != model_id), None)
+    pointer = orjson.dumps({"current": model_id, "previous": previous})
+    write_atomically(folder / POINTER, pointer)
+    _remove_others(folder, {model_id, previous})
+    return target
+
+
+def _names_in_use(model_dir: Path, asset: str, frequency: Frequency) -> list[str]:
+    try:
+        return [path.name for path in published_sets(model_dir, asset, frequency)]
+    except ModelError:  # a damaged pointer is what publishing repairs
+        return []
+
+
+def _remove_others(folder: Path, keep: set[str | None]) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and path.name not in keep:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,124 @@
+"""Random paths whose increments agree with the forecast at every lead.
+
+`log price[k] = centre[k] + Σ scale[j] · v[i, j] · ε[i, j]`: Student-t steps of
+unit mean size, times a volatility process per path (one factor for the whole
+path and a slow mean-reverting one), so that volatility clusters within a path
+and differs between paths. Steps add up; nothing pulls a path back to the
+centre, for that would make the spread at long leads far too small.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.random import Generator
+from scipy.linalg import cholesky_banded
+from scipy.signal import lfilter
+from scipy.special import gammaln
+
+from domain import FloatArray
+
+MINIMUM_DOF: Final = 2.5  # below, single steps dominate every sum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathShape:
+    """How paths differ and cluster, beyond the scale of their steps."""
+
+    tail_dof: float  # Student-t ν, dimensionless
+    path_sd: float  # standard deviation of a path's log-volatility factor
+    slow_sd: float  # of the mean-reverting log-volatility within a path
+    slow_half_life_s: float  # of that process, seconds
+    autocorrelation: tuple[float, ...] = ()  # of steps one bar long, lags 1, 2, …
+    bar_s: int = 60  # the bar that the autocorrelation refers to, seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON manifest."""
+        return {
+            "tail_dof": self.tail_dof,
+            "path_sd": self.path_sd,
+            "slow_sd": self.slow_sd,
+            "slow_half_life_s": self.slow_half_life_s,
+            "autocorrelation": list(self.autocorrelation),
+            "bar_s": self.bar_s,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
+        return cls(**{**values, "autocorrelation": tuple(values["autocorrelation"])})
+
+
+def simulate_log_paths(
+    rng: Generator, scale: FloatArray, step_s: FloatArray, shape: PathShape, *, n_paths: int
+) -> FloatArray:
+    """Draw cumulative log moves around a flat centre.
+
+    `scale` (steps,): mean |move| of every step, bps. `step_s` (steps,): their
+    lengths in seconds. Returns (n_paths, steps), bps, the sum up to and
+    including every step.
+    """
+    shocks = student_t_steps(rng, n_paths, len(scale), dof=shape.tail_dof)
+    shocks *= volatility_process(rng, n_paths, step_s, shape)
+    if shape.autocorrelation and np.all(step_s[1:] == shape.bar_s):
+        shocks = correlate_steps(shocks, shape.autocorrelation)
+    shocks *= scale
+    return np.cumsum(shocks, axis=1, out=shocks)
+
+
+def student_t_steps(rng: Generator, n_paths: int, n_steps: int, *, dof: float) -> FloatArray:
+    """Draw Student-t steps rescaled to unit mean size.
+
+    E|t(ν)| = 2 √ν Γ((ν+1)/2) / ((ν-1) √π Γ(ν/2)); dividing by it lets `scale`
+    go on meaning "mean |move|".
+
+    Returns: (n_paths, n_steps), E|x| = 1, dimensionless.
+    Source: Bollerslev (1987), Rev. Econ. Stat. 69(3), 542-547.
+    """
+    normal = rng.standard_normal((n_paths, n_steps))
+    mixing = rng.standard_gamma(dof / 2, (n_paths, n_steps))
+    mixing *= 2.0 / dof
+    np.sqrt(mixing, out=mixing)
+    normal /= mixing
+    normal /= _mean_size_of_t(dof)
+    return normal
+
+
+def _mean_size_of_t(dof: float) -> float:
+    log_ratio = gammaln((dof + 1) / 2) - gammaln(dof / 2)
+    return float(2 * np.sqrt(dof / np.pi) / (dof - 1) * np.exp(log_ratio))
+
+
+def volatility_process(
+    rng: Generator, n_paths: int, step_s: FloatArray, shape: PathShape
+) -> FloatArray:
+    """Draw the volatility of every path and step; (n_paths, steps), mean 1.
+
+    exp(path_sd · N + slow_sd · AR(1)), the AR(1) stationary with unit variance.
+    """
+    factor = shape.path_sd * rng.standard_normal((n_paths, 1))
+    if shape.slow_sd > 0:
+        decay = 0.5 ** (float(np.median(step_s)) / shape.slow_half_life_s)
+        noise = rng.standard_normal((n_paths, len(step_s)))
+        noise[:, 1:] *= np.sqrt(1 - decay**2)
+        factor = factor + shape.slow_sd * lfilter([1.0], [1.0, -decay], noise, axis=1)
+    factor -= (shape.path_sd**2 + shape.slow_sd**2) / 2
+    return np.asarray(np.exp(factor), dtype=np.float64)
+
+
+def correlate_steps(shocks: FloatArray, autocorrelation: tuple[float, ...]) -> FloatArray:
+    """Give independent steps (n, steps) a short autocorrelation, keeping their variance.
+
+    Multiplies by the Cholesky factor of the banded Toeplitz correlation matrix.
+    """
+    n_steps = shocks.shape[1]
+    lags = autocorrelation[: max(n_steps - 1, 0)]
+    bands = np.zeros((len(lags) + 1, n_steps))
+    bands[0] = 1.0
+    for lag, value in enumerate(lags, start=1):
+        bands[lag, : n_steps - lag] = value
+    factor = cholesky_banded(bands, lower=True)
+    mixed = shocks * factor[0]
+    for lag in range(1, len(lags) + 1):
+        mixed[:, lag:] += shocks[:, :-lag] * factor[lag, : n_steps - lag]
+    return np.asarray(mixed, dtype=np.float64)

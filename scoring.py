@@ -1,0 +1,137 @@
+"""The validator's score: sums of CRPS over the intervals of a competition.
+
+Lower is better. Statistics come first (one CRPS per observation), sums after.
+Source: the network's scoring rules as described in its public code; CRPS is
+the M² ("nrg") estimator, mean|y - x| - ΣΣ|y_i - y_j| / (2 M²), never the "fair"
+one (Gneiting & Raftery 2007, JASA 102, eq. 20).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from config import Competition, IntervalKind, ScoringInterval
+from domain import FloatArray
+from errors import DataError
+
+ZERO_PRICE_SCORE = -1.0  # what the validator records for an answer with a zero price
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreCard:
+    """The score of one answer, in basis points."""
+
+    total: float
+    by_interval: Mapping[str, float]  # sums to `total` unless the answer is a miss
+
+    @property
+    def miss(self) -> bool:
+        """True when the validator treats the answer as missing."""
+        return not np.isfinite(self.total) or self.total < 0
+
+
+def crps_ensemble(observed: FloatArray, ensemble: FloatArray) -> FloatArray:
+    """CRPS of each column of an ensemble.
+
+    `observed` (m,), `ensemble` (n, m); returns (m,) in the ensemble's unit.
+    """
+    n = len(ensemble)
+    ordered = np.sort(np.ascontiguousarray(ensemble.T), axis=1)
+    spread = ordered @ ((2.0 * np.arange(n) - n + 1) / n**2)
+    distance = np.abs(ordered - observed[:, None]).mean(axis=1)
+    return np.asarray(distance - spread, dtype=np.float64)
+
+
+def score_paths(
+    paths: FloatArray, realised: FloatArray, competition: Competition, *, increment_s: int
+) -> ScoreCard:
+    """Score simulated paths as a validator does.
+
+    `paths` (n, T) prices; `realised` (T,) prices, NaN where unknown.
+    Raises: DataError if the shapes disagree or nothing was realised.
+    """
+    if paths.ndim != 2 or realised.shape != paths.shape[1:]:
+        raise DataError(
+            f"paths of shape {paths.shape} cannot be scored against a realised path of shape "
+            f"{realised.shape}; both need the same number of points."
+        )
+    if not np.isfinite(realised).any():
+        raise DataError("the realised path is all NaN; choose a prompt whose prices are known.")
+    if np.any(paths == 0):
+        return ScoreCard(total=ZERO_PRICE_SCORE, by_interval={})
+    parts = {
+        interval.name: _interval_score(paths, realised, interval, increment_s)
+        for interval in competition.intervals
+    }
+    for block_s, factor in competition.volatility_weights:
+        name = f"volatility_{block_s // 60}min"
+        parts[name] = factor * _volatility_score(paths, realised, block_s // increment_s)
+    return ScoreCard(total=float(sum(parts.values())), by_interval=parts)
+
+
+def interval_changes(prices: FloatArray, steps: int, kind: IntervalKind) -> FloatArray:
+    """What an interval compares: prices (n, T) to numbers (n, m).
+
+    Simple returns in basis points, or the prices themselves (`ABSOLUTE`).
+    """
+    if kind is IntervalKind.ABSOLUTE:
+        return prices[:, ::steps][:, 1:]
+    points = prices[:, ::steps]
+    if kind is IntervalKind.GAP:
+        points = points[:, :2]
+    return np.asarray((points[:, 1:] / points[:, :-1] - 1) * 1e4, dtype=np.float64)
+
+
+def interval_steps(interval: ScoringInterval, increment_s: int, n_points: int) -> int:
+    """Stride of the interval in points.
+
+    An absolute interval whose stride leaves only the first point is shortened
+    until it does not.
+    """
+    steps = max(interval.seconds // increment_s, 1)
+    if interval.kind is IntervalKind.ABSOLUTE:
+        steps = max(min(steps, n_points - 1), 1)
+    return steps
+
+
+def _interval_score(
+    paths: FloatArray, realised: FloatArray, interval: ScoringInterval, increment_s: int
+) -> float:
+    steps = interval_steps(interval, increment_s, paths.shape[1])
+    observed = interval_changes(realised[None, :], steps, interval.kind)[0]
+    known = np.isfinite(observed)
+    if not known.any():
+        return 0.0
+    simulated = interval_changes(paths, steps, interval.kind)[:, known]
+    total = float(crps_ensemble(observed[known], simulated).sum())
+    if interval.kind is IntervalKind.ABSOLUTE:
+        total *= 1e4 / float(realised[np.isfinite(realised)][-1])
+    return total
+
+
+def block_volatility(prices: FloatArray, steps: int) -> FloatArray:
+    """Standard deviation (ddof 1) of the one-step returns per block; (n, blocks).
+
+    In basis points; NaN with fewer than two known returns; leftover steps are
+    dropped.
+    """
+    change = interval_changes(prices, 1, IntervalKind.CHANGE)
+    blocks = change.shape[1] // steps
+    block = change[:, : blocks * steps].reshape(len(prices), blocks, steps)
+    known = np.isfinite(block)
+    count = known.sum(axis=2)
+    filled = np.where(known, block, 0.0)
+    mean = filled.sum(axis=2) / np.maximum(count, 1)
+    square = (np.where(known, block - mean[:, :, None], 0.0) ** 2).sum(axis=2)
+    return np.where(count >= 2, np.sqrt(square / np.maximum(count - 1, 1)), np.nan)
+
+
+def _volatility_score(paths: FloatArray, realised: FloatArray, steps: int) -> float:
+    if steps < 1 or steps > len(realised) - 1:
+        return 0.0
+    observed = block_volatility(realised[None, :], steps)[0]
+    known = np.isfinite(observed)
+    if not known.any():
+        return 0.0
+    return float(crps_ensemble(observed[known], block_volatility(paths, steps)[:, known]).sum())

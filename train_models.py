@@ -1,0 +1,271 @@
+"""Train LightGBM models, one set per asset and frequency.
+
+    python train_models.py                     # all assets, HF and LF
+    python train_models.py --hf-only           # only the 1-hour prompts' models
+    python train_models.py --asset BTC --asset XAU --source archive --archive-dir bars
+    python train_models.py --until 2025-12-01  # as of a moment
+
+A set becomes visible in one step when it is complete; the one before it stays
+for roll-back. Sets that could be trained are kept when others fail.
+"""
+
+import multiprocessing
+import os
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from queue import Empty, Queue
+from threading import Event, Thread
+from typing import Any, Final
+
+from rich.progress import Progress
+
+from config import ASSETS, Frequency, Settings, protocol_profile
+from console import (
+    add_asset_argument,
+    add_common_arguments,
+    configure_logging,
+    note,
+    progress,
+    run_script,
+    script_parser,
+    settings_from,
+    table,
+)
+from data_fetcher import BarSource, open_source, summarise_set_aside
+from errors import ConfigError, DataError, MinerError
+from lgbm_trainer import LeadReport, TrainingResult, progress_steps, train
+from model_store import publish_set
+from state_store import locked
+
+Pair = tuple[str, Frequency]
+
+EXAMPLES: Final = (
+    "python train_models.py --source archive --archive-dir bars --asset BTC --asset XAU",
+    "python train_models.py --source simulated --hf-only",
+)
+
+
+def parser() -> ArgumentParser:
+    """The command line."""
+    options = script_parser("Train LightGBM models on a source of bars.", examples=EXAMPLES)
+    which = options.add_mutually_exclusive_group()
+    which.add_argument("--hf-only", action="store_true", help="only the 1-hour models")
+    which.add_argument("--lf-only", action="store_true", help="only the 24-hour models")
+    add_asset_argument(options, default="every asset that the source has")
+    options.add_argument("--days", metavar="D", help="days of history to learn from (default: 365)")
+    options.add_argument(
+        "--until",
+        metavar="TIME",
+        type=_moment,
+        help="train as of this moment, ISO 8601, UTC (default: the end of the bars)",
+    )
+    options.add_argument(
+        "--jobs", metavar="N", help="sets trained side by side (default: the number of cores)"
+    )
+    add_common_arguments(options)
+    return options
+
+
+def _moment(text: str) -> int:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(
+            f"--until {text!r} is not an ISO 8601 time; write e.g. 2025-12-01T00:00:00Z."
+        ) from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+
+def main() -> int:
+    """Train, publish and report; 0 if every requested set was trained."""
+    args = parser().parse_args()
+    settings = settings_from(args)
+    configure_logging("warning")
+    source = open_source(settings)
+    pairs, failures = choose_pairs(source, args)
+    with locked(settings.model_dir, "training"):
+        results, failed = train_all(pairs, settings, args.until)
+    failures += failed
+    _report(results)
+    for failure in failures:
+        note(failure)
+    return 1 if failures else 0
+
+
+def choose_pairs(source: BarSource, args: Namespace) -> tuple[list[Pair], list[str]]:
+    """What to train, and one sentence for everything asked for that cannot be."""
+    served = source.frequencies()
+    wanted = [
+        frequency for frequency in Frequency if not getattr(args, f"{_other(frequency)}_only")
+    ]
+    assets = list(dict.fromkeys(args.assets)) or list(served)
+    failures = [
+        f"{asset} is not in this source; it has {', '.join(served) or 'no asset'}."
+        for asset in assets
+        if asset not in served
+    ]
+    pairs = []
+    for asset in assets:
+        possible = [frequency for frequency in wanted if frequency in served.get(asset, ())]
+        pairs += [(asset, frequency) for frequency in possible]
+        if args.assets and asset in served and not possible:
+            failures.append(f"{asset} has no bars for {' or '.join(wanted)} in this source.")
+    if not args.assets:
+        _name_the_others(source, served)
+    return pairs, failures
+
+
+def _other(frequency: Frequency) -> str:
+    return "lf" if frequency is Frequency.HF else "hf"
+
+
+def _name_the_others(source: BarSource, served: Any) -> None:
+    absent = [asset for asset in ASSETS if asset not in served]
+    if absent:
+        note(f"not in this source: {', '.join(absent)}")
+    if source.unknown_assets:
+        note(f"in this source but scored by nobody: {', '.join(source.unknown_assets)}")
+
+
+# ---------------------------------------------------------------- training side by side
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One set to train, in a process of its own."""
+
+    asset: str
+    frequency: Frequency
+    settings: Settings
+    until: int | None
+
+
+def train_all(
+    pairs: list[Pair], settings: Settings, until: int | None
+) -> tuple[list[TrainingResult], list[str]]:
+    """Train the pairs in processes and publish each as it completes."""
+    results: list[TrainingResult] = []
+    failures: list[str] = []
+    tasks = [
+        Task(asset=asset, frequency=frequency, settings=settings, until=until)
+        for asset, frequency in pairs
+    ]
+    context = multiprocessing.get_context("spawn")  # threads of BLAS do not survive a fork
+    workers = max(1, min(settings.jobs, len(tasks)))
+    with (
+        progress() as bars,
+        context.Manager() as manager,
+        ProcessPoolExecutor(workers, mp_context=context) as pool,
+    ):
+        events: Queue[Any] = manager.Queue()
+        with _showing(bars, events, tasks):
+            futures = [pool.submit(_run, task, events) for task in tasks]
+            for task, future in zip(tasks, futures, strict=True):
+                _collect(task, future, results, failures)
+    return results, failures
+
+
+def _run(task: Task, events: "Queue[Any]") -> tuple[TrainingResult, list[str]]:
+    """In the worker: load the bars, train, report every step."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    loaded = open_source(task.settings).load(task.asset, task.frequency)
+    history = loaded.history if task.until is None else loaded.history.known_at(task.until)
+    if not len(history.bars):
+        raise DataError(
+            f"{task.asset} {task.frequency.value}: no bars are known by --until; "
+            "choose a later moment."
+        )
+    name = f"{task.asset} {task.frequency.value}"
+    result = train(
+        history,
+        days=task.settings.days,
+        seed=task.settings.seed,
+        profile=protocol_profile(task.settings.profile),
+        progress=lambda step: events.put((name, step)),
+    )
+    return result, [f"{name}: set aside {line}" for line in summarise_set_aside(loaded.set_aside)]
+
+
+def _collect(
+    task: Task,
+    future: "Future[tuple[TrainingResult, list[str]]]",
+    results: list[TrainingResult],
+    failures: list[str],
+) -> None:
+    try:
+        result, set_aside = future.result()
+        publish_set(
+            task.settings.model_dir, task.asset, task.frequency, result.model_id, result.files
+        )
+    except MinerError as error:
+        failures.append(str(error))
+        return
+    results.append(result)
+    for line in (*set_aside, *result.warnings):
+        note(line)
+
+
+@contextmanager
+def _showing(bars: Progress, events: "Queue[Any]", tasks: list[Task]) -> Iterator[None]:
+    """Move one progress bar per set with the events that its worker sends."""
+    lines = {
+        f"{task.asset} {task.frequency.value}": bars.add_task(
+            f"{task.asset} {task.frequency.value}", total=progress_steps(task.frequency)
+        )
+        for task in tasks
+    }
+    done = Event()
+    pump = Thread(target=partial(_pump, bars, events, lines, done), daemon=True)
+    pump.start()
+    try:
+        yield
+    finally:
+        done.set()
+        pump.join()
+
+
+def _pump(bars: Progress, events: "Queue[Any]", lines: dict[str, Any], done: Event) -> None:
+    while not (done.is_set() and events.empty()):
+        try:
+            name, step = events.get(timeout=0.2)
+        except Empty:
+            continue
+        bars.update(lines[name], advance=1, description=f"{name} · {step}")
+
+
+# ---------------------------------------------------------------- closing table
+
+
+def _report(results: list[TrainingResult]) -> None:
+    columns = ("asset", "freq", "lead", "rows", "iter", "centre", "shrink", "scale", "s")
+    rows = [_row(lead, result) for result in results for lead in result.leads]
+    if rows:
+        table("Trained models", columns, rows)
+        print(
+            "centre: squared error saved against no drift, out of sample; shrink: its weight "
+            "(0 = not used);\nscale: gamma deviance gained on a single EWMA; s: seconds per set."
+        )
+
+
+def _row(lead: LeadReport, result: TrainingResult) -> tuple[Any, ...]:
+    first = lead is result.leads[0]
+    return (
+        lead.asset if first else "",
+        lead.frequency.value if first else "",
+        f"{lead.lead_s} s",
+        lead.rows,
+        lead.best_iteration,
+        f"{100 * lead.centre_skill:+.2f} %",
+        f"{lead.centre_weight:.2f}",
+        f"{lead.scale_skill:+.4f}",
+        f"{result.seconds:.0f}" if first else "",
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,266 @@
+"""How large the next moves are: the regime controller of the miner.
+
+The scale of every lead is built in three layers, each optional when something
+is missing: EWMAs of past |z| (the state of the market), a log-linear blend of
+features per lead bucket (the calibration, HAR-like), a LightGBM correction on
+top. `Controller` nudges the result by how past forecasts came out. The clock is
+multiplied back in by `step_scales`, which the path simulator then draws from.
+
+Sources: Corsi (2009), J. Financ. Econometrics 7(2), for the blend of horizons;
+McCullagh & Nelder (1989), ch. 8, for gamma regression with a log link.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+from scipy.signal import lfilter
+
+from config import FrequencySpec
+from domain import FloatArray, IntArray
+from features import FeatureFrame, Standardiser, bucket_edges
+
+CLIP_SD: Final = 5.0  # features are clipped at this many standard deviations
+RESIDUAL_LIMIT: Final = 8.0  # y/μ beyond this does not pull harder on the fit
+RIDGE: Final = 0.1  # on standardised features, per feature and effective row
+NEWTON_STEPS: Final = 12
+
+CONTROLLER_HALF_LIFE_DAYS: Final = 10.0
+CONTROLLER_LIMIT: Final = 0.25  # of the log multiplier
+CONTROLLER_PRIOR_DAYS: Final = 3.0  # outcomes that must outweigh "the forecast is right"
+
+
+# ---------------------------------------------------------------- log-linear blend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LogLinearScale:
+    """log mean |z| of one bucket as a linear function of standardised features.
+
+    `centre`, `spread` and `slope` have shape (features,).
+    """
+
+    centre: FloatArray
+    spread: FloatArray
+    slope: FloatArray
+    intercept: float
+
+    def log_level(self, x: FloatArray) -> FloatArray:
+        """Log of the expected mean |z|; `x` (n, features) to (n,).
+
+        Summed row by row, so a row's bytes do not depend on its neighbours.
+        """
+        standard = np.clip((x - self.centre) / self.spread, -CLIP_SD, CLIP_SD)
+        linear = np.ascontiguousarray(standard * self.slope).sum(axis=1)
+        return np.asarray(self.intercept + linear, dtype=np.float64)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON manifest."""
+        return {
+            "centre": self.centre.tolist(),
+            "spread": self.spread.tolist(),
+            "slope": self.slope.tolist(),
+            "intercept": self.intercept,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
+        return cls(
+            centre=np.array(values["centre"], dtype=np.float64),
+            spread=np.array(values["spread"], dtype=np.float64),
+            slope=np.array(values["slope"], dtype=np.float64),
+            intercept=float(values["intercept"]),
+        )
+
+
+def bucket_design(frame: FeatureFrame, bucket: int) -> FloatArray:
+    """Features of one lead bucket, shared ones first; (n, features) float64."""
+    return np.hstack([frame.shared, frame.by_bucket[bucket]]).astype(np.float64)
+
+
+def fit_log_linear(
+    x: FloatArray, y: FloatArray, weight: FloatArray, *, ridge: float = RIDGE
+) -> LogLinearScale:
+    """Gamma regression with a log link, ridge and a bounded gradient.
+
+    `x` (n, features), `y` (n,) >= 0, the mean |z|, `weight` (n,). The information
+    matrix of the gamma family does not depend on the fit, so one factorisation
+    serves every Newton step.
+    """
+    weight = weight / weight.sum()
+    centre = weight @ x
+    spread = np.maximum(np.sqrt(weight @ (x - centre) ** 2), 1e-6)
+    standard = np.clip((x - centre) / spread, -CLIP_SD, CLIP_SD)
+    # Clipping moves the mean a little; the intercept below must not feel it.
+    standard = np.column_stack([np.ones(len(x)), standard])
+    penalty = np.full(standard.shape[1], ridge / effective_rows(weight) * len(centre))
+    penalty[0] = 0.0
+    information = (standard * weight[:, None]).T @ standard + np.diag(penalty)
+    factor = cho_factor(information + 1e-9 * np.eye(len(penalty)))
+    beta = np.zeros(len(penalty))
+    beta[0] = np.log(max(float(weight @ y), 1e-6))
+    for _ in range(NEWTON_STEPS):
+        ratio = np.minimum(y * np.exp(-standard @ beta), RESIDUAL_LIMIT)
+        gradient = standard.T @ (weight * (ratio - 1)) - penalty * beta
+        beta += cho_solve(factor, gradient)
+    return LogLinearScale(centre=centre, spread=spread, slope=beta[1:], intercept=float(beta[0]))
+
+
+def effective_rows(weight: FloatArray) -> float:
+    """How many equal rows weigh as much (Kish)."""
+    return float(weight.sum() ** 2 / (weight**2).sum())
+
+
+def gamma_deviance(y: FloatArray, log_level: FloatArray) -> FloatArray:
+    """Gamma loss per row, up to terms of y alone: y/μ + log μ; shape (n,)."""
+    return np.minimum(y * np.exp(-log_level), RESIDUAL_LIMIT) + log_level
+
+
+# ---------------------------------------------------------------- regime controller
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Controller:
+    """Running comparison of realised with forecast size, per lead bucket.
+
+    `realised` and `expected` (buckets,) are exponentially weighted sums of
+    mean |z| over outcomes known by `end_ts`. Slow, bounded, resettable.
+    """
+
+    end_ts: int
+    realised: FloatArray
+    expected: FloatArray
+
+    def log_multiplier(self, gain: float) -> FloatArray:
+        """What to add to the log level of each bucket; (buckets,)."""
+        ratio = np.log(np.maximum(self.realised, 1e-9) / np.maximum(self.expected, 1e-9))
+        return np.clip(gain * ratio, -CONTROLLER_LIMIT, CONTROLLER_LIMIT)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for state files and manifests."""
+        return {
+            "end_ts": self.end_ts,
+            "realised": self.realised.tolist(),
+            "expected": self.expected.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
+        return cls(
+            end_ts=int(values["end_ts"]),
+            realised=np.array(values["realised"], dtype=np.float64),
+            expected=np.array(values["expected"], dtype=np.float64),
+        )
+
+
+def controller_stride(spec: FrequencySpec) -> int:
+    """Outcomes are compared every so many bars (a quarter of an hour)."""
+    return max(900 // spec.bar_s, 1)
+
+
+def neutral_controller(spec: FrequencySpec, end_ts: int) -> Controller:
+    """A controller that has seen nothing: its prior says the forecast is right."""
+    prior = CONTROLLER_PRIOR_DAYS * spec.bars_per_day / controller_stride(spec)
+    buckets = len(spec.bucket_ends)
+    return Controller(
+        end_ts=end_ts, realised=np.full(buckets, prior), expected=np.full(buckets, prior)
+    )
+
+
+def advance_controller(
+    spec: FrequencySpec,
+    controller: Controller,
+    end_ts: int,
+    realised: FloatArray,
+    expected: FloatArray,
+) -> Controller:
+    """Add outcomes in time order, one column per comparison time up to `end_ts`.
+
+    `realised` and `expected` (buckets, n): mean |z|, NaN where not known. The
+    comparison times lie on the fixed grid of `controller_stride`, so advancing
+    at once or in parts gives the same bytes. The prior decays like the rest.
+    """
+    known = np.isfinite(realised) & np.isfinite(expected)
+    stride_days = controller_stride(spec) / spec.bars_per_day
+    decay = 0.5 ** (stride_days / CONTROLLER_HALF_LIFE_DAYS)
+    sums = []
+    for before, values in ((controller.realised, realised), (controller.expected, expected)):
+        rows = np.where(known, values, 0.0)
+        if rows.shape[1]:
+            start = decay * before[:, None]
+            before = lfilter([1.0], [1.0, -decay], rows, axis=1, zi=start)[0][:, -1]  # noqa: PLW2901
+        sums.append(before)
+    return Controller(end_ts=end_ts, realised=sums[0].copy(), expected=sums[1].copy())
+
+
+# ---------------------------------------------------------------- scale along a path
+
+
+def bucket_centres(spec: FrequencySpec) -> FloatArray:
+    """Middle of every lead bucket in bars; (buckets,)."""
+    return np.array([(begin + 1 + end) / 2 for begin, end in bucket_edges(spec)])
+
+
+def level_at(spec: FrequencySpec, log_levels: FloatArray, lead_bars: FloatArray) -> FloatArray:
+    """Mean |z| at any lead, log-interpolated between bucket centres, flat beyond.
+
+    `log_levels` (buckets,), `lead_bars` (n,) the index of the bar (1 is the next);
+    returns (n,).
+    """
+    grid = np.log(bucket_centres(spec))
+    return np.exp(np.interp(np.log(np.maximum(lead_bars, 1.0)), grid, log_levels))
+
+
+def step_scales(
+    spec: FrequencySpec,
+    standardiser: Standardiser,
+    log_levels: FloatArray,
+    times: IntArray,
+) -> FloatArray:
+    """Mean |move| of every step between `times`, in bps; (n - 1,).
+
+    `times` (n,) rising Unix seconds, beginning with the time of the last known
+    price. Steps may be of any length: variance adds up along the clock.
+    """
+    variance = np.diff(standardiser.profile.variance_time(times))
+    lead = (times - times[0]) / spec.bar_s
+    middle = (lead[1:] + lead[:-1]) / 2 + 0.5
+    level = level_at(spec, log_levels, middle)
+    return np.asarray(standardiser.unit_bps * level * np.sqrt(variance), dtype=np.float64)
+
+
+# ---------------------------------------------------------------- tails of the steps
+
+
+def shrunk_autocorrelation(
+    z: FloatArray, weight: FloatArray, *, lags: int, shrinkage: float = 0.7, limit: float = 3.0
+) -> tuple[float, ...]:
+    """Autocorrelation of clipped standardised returns, shrunk; () if none stands out.
+
+    `z` (n,) with NaN gaps, `weight` (n,). A lag counts only beyond two standard
+    errors; trailing lags that do not count are dropped.
+    """
+    value = np.clip(np.where(np.isfinite(z), z, 0.0), -limit, limit)
+    known = np.isfinite(z) * weight
+    variance = float((known * value**2).sum() / max(known.sum(), 1e-12))
+    found: list[float] = []
+    for lag in range(1, lags + 1):
+        pair = known[lag:] * np.isfinite(z[:-lag])
+        product = float((pair * value[lag:] * value[:-lag]).sum() / max(pair.sum(), 1e-12))
+        error = 1 / np.sqrt(max(effective_rows(pair + 1e-12), 1.0))
+        correlation = product / max(variance, 1e-12)
+        found.append(shrinkage * correlation if abs(correlation) > 2 * error else 0.0)
+    while found and found[-1] == 0.0:
+        found.pop()
+    return tuple(float(np.clip(value, -0.3, 0.3)) for value in found)
+
+
+def blend_log_levels(
+    linear: Sequence[float] | FloatArray, correction: FloatArray, strength: float
+) -> FloatArray:
+    """Log levels of the buckets with part of LightGBM's correction; (buckets,)."""
+    return np.asarray(linear, dtype=np.float64) + strength * correction
