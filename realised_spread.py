@@ -171,8 +171,10 @@ def measure(
     )
     move = np.abs(prices[:, end] / prices[:, begin] - 1) * 1e4 / surroundings.level[1:, None]
     unit = np.sqrt(clock[1:][:, end] - clock[1:][:, begin])
-    valid = np.isfinite(move) & (unlike[:, end] == unlike[:, begin]) & (unit > 0)
-    seen = valid.sum(axis=0) >= MIN_DAYS * len(SHIFTS_S)
+    like = (unlike[:, end] == unlike[:, begin]) & (unit > 0)
+    valid = like & np.isfinite(move)
+    # Just outside a session, windows shifted into it have prices too: under half of them.
+    seen = valid.sum(axis=0) >= np.maximum(MIN_DAYS * len(SHIFTS_S), 0.5 * like.sum(axis=0))
     begin, end, move, unit = begin[seen], end[seen], move[:, seen], unit[:, seen]
     pace, error, days = _pace(move, unit, valid[:, seen])
     future = np.sqrt(clock[0, end] - clock[0, begin])
