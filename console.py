@@ -10,10 +10,14 @@ import os
 import re
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
+from multiprocessing.context import SpawnContext
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Event, Thread
 from typing import Final, NoReturn, TypeAlias, get_args
 
 from rich import box
@@ -24,6 +28,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -32,8 +37,9 @@ from rich.table import Table
 from rich.text import Text
 
 from config import ASSETS, PROTOCOL_PROFILES, Settings, SourceName, asset_spec, load_settings
-from errors import MinerError
+from errors import ConfigError, MinerError
 
+Events: TypeAlias = "Queue[tuple[str, str]]"  # what workers report, by name
 Cell: TypeAlias = str | int | float | Text | None
 
 EXIT_FAILURE: Final = 1
@@ -110,6 +116,17 @@ def add_asset_argument(parser: ArgumentParser, *, default: str) -> None:
 
 def _known_asset(text: str) -> str:
     return asset_spec(text.upper()).symbol
+
+
+def moment(text: str) -> int:
+    """A time on the command line, ISO 8601 (UTC unless it says otherwise), in Unix seconds."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(
+            f"{text!r} is not an ISO 8601 time; write e.g. 2025-12-01T00:00:00Z."
+        ) from None
+    return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp())
 
 
 def settings_from(args: Namespace) -> Settings:
@@ -217,6 +234,34 @@ def progress() -> Progress:
         console=_ERR,
         disable=not _ERR.is_terminal,
     )
+
+
+@contextmanager
+def showing_progress(totals: Mapping[str, int], context: SpawnContext) -> Iterator[Events]:
+    """One bar per name, moved by what worker processes put into the queue it yields.
+
+    Each event is `(name, step)`: one step of that name's total has begun.
+    """
+    with progress() as bars, context.Manager() as manager:
+        events: Events = manager.Queue()
+        lines = {name: bars.add_task(name, total=total) for name, total in totals.items()}
+        done = Event()
+        pump = Thread(target=_pump, args=(bars, events, lines, done), daemon=True)
+        pump.start()
+        try:
+            yield events
+        finally:
+            done.set()
+            pump.join()
+
+
+def _pump(bars: Progress, events: Events, lines: Mapping[str, TaskID], done: Event) -> None:
+    while not (done.is_set() and events.empty()):
+        try:
+            name, step = events.get(timeout=0.2)
+        except Empty:
+            continue
+        bars.update(lines[name], advance=1, description=f"{name} · {step}")
 
 
 # ---------------------------------------------------------------- log lines

@@ -35,6 +35,7 @@ from model_store import published_sets
 from path_simulator import simulate_log_paths
 from state_store import StateStore
 from uncertainty_engine import step_scales
+from wire_format import format_iso
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ class _Market:
 
     history: MarketHistory
     models: ModelSet | None = None
-    set_names: tuple[Path, ...] = ()
+    folders: tuple[Path, ...] = ()  # the published sets that were looked at
     note: str = "no models were trained yet"
     states: list[MarketState] = field(default_factory=list)  # by rising `until`
     views: "OrderedDict[int, MarketView]" = field(default_factory=OrderedDict)
@@ -215,9 +216,13 @@ class ForecastEngine:
         """Assets that can be answered, in the order of the source."""
         return tuple(dict.fromkeys(asset for asset, _ in self._markets))
 
-    def trained(self) -> tuple[Pair, ...]:
-        """Pairs that answer from a trained set."""
-        return tuple(pair for pair, market in self._markets.items() if market.models)
+    def trained(self) -> dict[Pair, int]:
+        """Pairs that answer from a trained set, and when its training data end."""
+        return {
+            pair: market.models.trained_until
+            for pair, market in self._markets.items()
+            if market.models
+        }
 
     def history(self, asset: str, frequency: Frequency) -> MarketHistory:
         """All bars held for the pair. Raises UnknownAsset if there are none."""
@@ -239,8 +244,8 @@ class ForecastEngine:
     def refresh(self) -> None:
         """Take up model sets that were published since, and the bars up to now."""
         for (asset, frequency), market in self._markets.items():
+            self._load_models(asset, frequency, market)
             with market.lock:
-                self._load_models(asset, frequency, market)
                 self._view(market, market.history)
 
     def checkpoint(self) -> None:
@@ -256,21 +261,21 @@ class ForecastEngine:
         return f"{self._source.name}/{asset}_{frequency.value}"
 
     def _load_models(self, asset: str, frequency: Frequency, market: _Market) -> None:
+        """Load a newly published set first and swap it in after: answers do not wait."""
         try:
             folders = published_sets(self._settings.model_dir, asset, frequency)
         except ModelError as error:
-            folders = ()
-            market.note = str(error)
-            log.warning("%s", error)
-        if folders == market.set_names and market.models is not None:
+            _take_note(market, str(error))
             return
-        market.set_names = folders
+        if folders == market.folders:
+            return
         models = _first_usable(folders, self._source.name, market)
-        if models is None or (market.models and models.model_id == market.models.model_id):
-            return
-        market.models = models
-        market.states = self._saved_states(asset, frequency, models, market.history)
-        market.views.clear()
+        states = self._saved_states(asset, frequency, models, market.history) if models else []
+        with market.lock:
+            market.folders = folders
+            if models is not None:
+                market.models, market.states = models, states
+            market.views.clear()
 
     def _saved_states(
         self, asset: str, frequency: Frequency, models: ModelSet, history: MarketHistory
@@ -323,8 +328,8 @@ class ForecastEngine:
         if origin is not None and len(market.history.price_bars):
             first = int(market.history.price_bars.close_ts[0])
             raise RequestError(
-                f"origin {origin} lies before the first usable bar of {request.asset}, which "
-                f"closed at {first}; ask for a later origin."
+                f"origin {format_iso(origin)} lies before the first usable bar of "
+                f"{request.asset}, which closed at {format_iso(first)}; ask for a later origin."
             )
         raise NoPriceError(
             f"no price of {request.asset} is known; collect or import bars of it first."
@@ -371,17 +376,23 @@ def _first_usable(folders: tuple[Path, ...], source: str, market: _Market) -> Mo
             try:
                 models = load(folder)
             except ModelError as error:
-                market.note = str(error)
-                log.warning("%s", error)
+                _take_note(market, str(error))
                 continue
             if models.source == source:
                 return models
-            market.note = (
+            _take_note(
+                market,
                 f"the models in {folder} were trained on source {models.source!r}, not "
-                f"{source!r}; train on this source"
+                f"{source!r}; train on this source.",
             )
-            log.warning("%s", market.note)
     return None
+
+
+def _take_note(market: _Market, sentence: str) -> None:
+    """Say once, in the log and in later answers, why there are no models."""
+    if sentence != market.note:
+        market.note = sentence
+        log.warning("%s", sentence)
 
 
 def _latest_state(market: _Market, known: MarketHistory) -> MarketState | None:

@@ -317,7 +317,7 @@ def _load_calibration(folder: Path, manifest: dict[str, Any]) -> Calibration:
 def _load_booster(folder: Path, manifest: dict[str, Any], name: str) -> Booster:
     text = _read_checked(folder, manifest, name).decode("utf-8")
     try:
-        booster = Booster(model_str=text, params={"verbosity": -1})
+        booster = Booster(model_str=text)
     except lightgbm.basic.LightGBMError as error:
         raise ModelError(f"{folder / name}: {error}; train the set again.") from None
     kind = "scale" if name == SCALE_MODEL else "centre"

@@ -25,6 +25,7 @@ from uncertainty_engine import (
 
 STRENGTHS: Final = (0.0, 0.5, 1.0)  # shares of the scale correction that are tried
 GAINS: Final = (0.0, 0.2, 0.35, 0.5)  # gains of the controller that are tried
+GAIN_ERRORS: Final = 2.0  # standard errors by which it must beat none
 CENTRE_ERRORS: Final = 3.0  # standard errors by which a centre must beat zero, of ten leads
 
 
@@ -135,7 +136,7 @@ def run_controller(judged: list[Judged], gain: float) -> tuple[Controller, Float
 
 
 def choose_gain(judged: list[Judged]) -> tuple[float, Controller]:
-    """The controller's gain that beats none by a standard error, and its state."""
+    """The controller's gain that beats none by enough, and its state."""
     linear, targets = _pooled(judged, "linear"), _pooled(judged, "targets")
     blocks = day_blocks(judged)
     best, best_gain = 0.0, 0.0
@@ -144,7 +145,7 @@ def choose_gain(judged: list[Judged]) -> tuple[float, Controller]:
         _, multipliers = run_controller(judged, gain)
         gained = gamma_deviance(targets, linear) - gamma_deviance(targets, linear + multipliers)
         mean, error = _mean_and_error(gained, blocks)
-        if mean > max(error, best_gain):
+        if mean > max(GAIN_ERRORS * error, best_gain):
             best, best_gain = gain, mean
     return best, controller
 

@@ -10,34 +10,27 @@ for roll-back. Sets that could be trained are kept when others fail.
 """
 
 import multiprocessing
-import os
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
-from queue import Empty, Queue
-from threading import Event, Thread
 from typing import Any, Final
-
-from rich.progress import Progress
 
 from config import ASSETS, Frequency, Settings, protocol_profile
 from console import (
+    Events,
     add_asset_argument,
     add_common_arguments,
     configure_logging,
+    moment,
     note,
-    progress,
     run_script,
     script_parser,
     settings_from,
+    showing_progress,
     table,
 )
 from data_fetcher import BarSource, open_source, summarise_set_aside
-from errors import ConfigError, DataError, MinerError
+from errors import DataError, MinerError
 from lgbm_trainer import LeadReport, TrainingResult, progress_steps, train
 from model_store import publish_set
 from state_store import locked
@@ -61,7 +54,7 @@ def parser() -> ArgumentParser:
     options.add_argument(
         "--until",
         metavar="TIME",
-        type=_moment,
+        type=moment,
         help="train as of this moment, ISO 8601, UTC (default: the end of the bars)",
     )
     options.add_argument(
@@ -69,16 +62,6 @@ def parser() -> ArgumentParser:
     )
     add_common_arguments(options)
     return options
-
-
-def _moment(text: str) -> int:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ConfigError(
-            f"--until {text!r} is not an ISO 8601 time; write e.g. 2025-12-01T00:00:00Z."
-        ) from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
 def main() -> int:
@@ -144,6 +127,11 @@ class Task:
     settings: Settings
     until: int | None
 
+    @property
+    def name(self) -> str:
+        """How progress bars call it."""
+        return f"{self.asset} {self.frequency.value}"
+
 
 def train_all(
     pairs: list[Pair], settings: Settings, until: int | None
@@ -157,38 +145,33 @@ def train_all(
     ]
     context = multiprocessing.get_context("spawn")  # threads of BLAS do not survive a fork
     workers = max(1, min(settings.jobs, len(tasks)))
+    totals = {task.name: progress_steps(task.frequency) for task in tasks}
     with (
-        progress() as bars,
-        context.Manager() as manager,
+        showing_progress(totals, context) as events,
         ProcessPoolExecutor(workers, mp_context=context) as pool,
     ):
-        events: Queue[Any] = manager.Queue()
-        with _showing(bars, events, tasks):
-            futures = [pool.submit(_run, task, events) for task in tasks]
-            for task, future in zip(tasks, futures, strict=True):
-                _collect(task, future, results, failures)
+        futures = [pool.submit(_run, task, events) for task in tasks]
+        for task, future in zip(tasks, futures, strict=True):
+            _collect(task, future, results, failures)
     return results, failures
 
 
-def _run(task: Task, events: "Queue[Any]") -> tuple[TrainingResult, list[str]]:
+def _run(task: Task, events: Events) -> tuple[TrainingResult, list[str]]:
     """In the worker: load the bars, train, report every step."""
-    os.environ["OMP_NUM_THREADS"] = "1"
     loaded = open_source(task.settings).load(task.asset, task.frequency)
     history = loaded.history if task.until is None else loaded.history.known_at(task.until)
     if not len(history.bars):
-        raise DataError(
-            f"{task.asset} {task.frequency.value}: no bars are known by --until; "
-            "choose a later moment."
-        )
-    name = f"{task.asset} {task.frequency.value}"
+        raise DataError(f"{task.name}: no bars are known by --until; choose a later moment.")
     result = train(
         history,
         days=task.settings.days,
         seed=task.settings.seed,
         profile=protocol_profile(task.settings.profile),
-        progress=lambda step: events.put((name, step)),
+        progress=lambda step: events.put((task.name, step)),
     )
-    return result, [f"{name}: set aside {line}" for line in summarise_set_aside(loaded.set_aside)]
+    return result, [
+        f"{task.name}: set aside {line}" for line in summarise_set_aside(loaded.set_aside)
+    ]
 
 
 def _collect(
@@ -208,34 +191,6 @@ def _collect(
     results.append(result)
     for line in (*set_aside, *result.warnings):
         note(line)
-
-
-@contextmanager
-def _showing(bars: Progress, events: "Queue[Any]", tasks: list[Task]) -> Iterator[None]:
-    """Move one progress bar per set with the events that its worker sends."""
-    lines = {
-        f"{task.asset} {task.frequency.value}": bars.add_task(
-            f"{task.asset} {task.frequency.value}", total=progress_steps(task.frequency)
-        )
-        for task in tasks
-    }
-    done = Event()
-    pump = Thread(target=partial(_pump, bars, events, lines, done), daemon=True)
-    pump.start()
-    try:
-        yield
-    finally:
-        done.set()
-        pump.join()
-
-
-def _pump(bars: Progress, events: "Queue[Any]", lines: dict[str, Any], done: Event) -> None:
-    while not (done.is_set() and events.empty()):
-        try:
-            name, step = events.get(timeout=0.2)
-        except Empty:
-            continue
-        bars.update(lines[name], advance=1, description=f"{name} · {step}")
 
 
 # ---------------------------------------------------------------- closing table
