@@ -90,6 +90,7 @@ def survey(request: ForecastRequest, history: MarketHistory, hours: MarketHours)
     size = np.abs(standardiser.apply(grid)) * standardiser.unit_bps
     size[profile.at(grid.open_ts) < CLOSED_BELOW] = np.nan
 
+    start_ts = max(request.start_ts + history.scored_lag_s, anchor_ts)
     times = _window_times(request, history)
     known_at = times[:, 0] - max(int(times[0, 0]) - anchor_ts, 0)
     edges = np.arange(grid.open_ts[0] - DAY_S, times.max() + 2 * grid.bar_s, grid.bar_s)
@@ -100,7 +101,7 @@ def survey(request: ForecastRequest, history: MarketHistory, hours: MarketHours)
         variance_time=variance_time,
         unlike=_unlike_steps(times, hours),
         level=_level_at(known_at, grid.open_ts + grid.bar_s, size, history.frequency),
-        lead_variance_time=float(variance_time[0, 0] - np.interp(anchor_ts, edges, clock)),
+        lead_variance_time=float(np.ptp(np.interp((anchor_ts, start_ts), edges, clock))),
     )
 
 
@@ -156,7 +157,7 @@ def _level_at(
 
 def expected_at_start(surroundings: Surroundings) -> float:
     """The mean |change| between the anchor price and point 0, bps."""
-    return float(surroundings.level[0] * np.sqrt(max(surroundings.lead_variance_time, 0.0)))
+    return float(surroundings.level[0] * np.sqrt(surroundings.lead_variance_time))
 
 
 def measure(

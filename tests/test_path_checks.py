@@ -9,7 +9,7 @@ import pytest
 from config import Frequency, asset_spec, competition_like, protocol_profile
 from data_fetcher import ArchiveSource, bars_from_minutes
 from domain import Bars, Diagnostics, Forecast, ForecastRequest, MarketHistory
-from path_checks import CheckResult, Verdict, check_forecast
+from path_checks import CheckResult, Verdict, check_forecast, check_level, spread_miss
 from realised_spread import measure, survey
 from simulated_market import simulate_bars
 from wire_format import round_prices
@@ -65,10 +65,9 @@ def honest_paths(past: MarketHistory, *, seed: int = 1, factor: float = 1.0) -> 
     return np.asarray(past.anchor_price * np.exp(np.pad(log_paths, ((0, 0), (1, 0)))))
 
 
-def judge(past: MarketHistory, paths: np.ndarray, **changes) -> dict[str, CheckResult]:
-    request = next_prompt(past)
+def forecast(past: MarketHistory, paths: np.ndarray) -> Forecast:
     diagnostics = Diagnostics(
-        rung="full",
+        rung="lightgbm",
         frequency=past.frequency,
         anchor_price=past.anchor_price,
         anchor_ts=past.anchor_ts,
@@ -77,16 +76,26 @@ def judge(past: MarketHistory, paths: np.ndarray, **changes) -> dict[str, CheckR
         trained_until=None,
         models_saw_later_bars=False,
     )
-    given = {"timestamps": request.grid_ts, "answer_paths": paths} | changes
+    return Forecast(request=next_prompt(past), paths=paths, diagnostics=diagnostics)
+
+
+def judge(past: MarketHistory, paths: np.ndarray, **changes) -> dict[str, CheckResult]:
+    entry = forecast(past, paths)
+    given = {"timestamps": entry.request.grid_ts, "answer_paths": paths} | changes
     if np.isfinite(paths).all() and (paths > 0).all() and "answer_paths" not in changes:
         given["answer_paths"] = round_prices(paths)
-    results = check_forecast(
-        Forecast(request=request, paths=paths, diagnostics=diagnostics),
-        past,
-        competition(past.asset, past.frequency),
-        **given,
-    )
+    results = check_forecast(entry, past, competition(past.asset, past.frequency), **given)
     return {result.check: result for result in results}
+
+
+def level(asset: str, frequency: Frequency, factor: float) -> CheckResult:
+    """What is said about honest forecasts of eight moments, all too wide by a factor."""
+    misses = []
+    for number in range(8):
+        past = history(asset, frequency, END_TS - number * 43 * 3600)
+        entry = forecast(past, honest_paths(past, seed=number, factor=factor))
+        misses.append(spread_miss(entry, past, competition(asset, frequency)))
+    return check_level([miss for miss in misses if miss is not None])
 
 
 def failures(results: dict[str, CheckResult]) -> set[str]:
@@ -145,11 +154,22 @@ def test_three_days_of_history_are_too_little_to_accuse_anybody():
 
 
 @pytest.mark.parametrize("frequency", Frequency)
-@pytest.mark.parametrize("factor", [np.sqrt(2), 1 / np.sqrt(2)])
 @pytest.mark.parametrize("asset", ["BTC", "XAU"])
-def test_a_spread_that_is_off_by_the_root_of_two_fails(asset, frequency, factor):
-    past = history(asset, frequency)
+def test_a_spread_that_is_always_off_by_the_root_of_two_fails(asset, frequency):
+    verdicts = [level(asset, frequency, factor).verdict for factor in (2**-0.5, 1.0, 2**0.5)]
+    assert verdicts == [Verdict.FAILURE, Verdict.OK, Verdict.FAILURE]
+
+
+@pytest.mark.parametrize("frequency", Frequency)
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_a_spread_that_is_off_by_two_fails_at_once(frequency, factor):
+    past = history("BTC", frequency)
     assert "spread overall" in failures(judge(past, honest_paths(past, factor=factor)))
+
+
+def test_too_few_open_moments_are_not_judged():
+    assert check_level([1.0, 1.0]).verdict is Verdict.OK
+    assert check_level([0.15] * 8).verdict is Verdict.WARNING
 
 
 @pytest.mark.parametrize("frequency", Frequency)
