@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import partial
@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Final, TypeAlias
 
-from config import Frequency, Settings
+from config import DAY_S, Frequency, Settings
 from console import (
     add_common_arguments,
     configure_logging,
@@ -252,9 +252,15 @@ def attempt(duty: Duty) -> bool:
 
 
 def serving_line(
-    url: str, source: str, assets: Sequence[str], *, trained: Sequence[Pair], due: Sequence[Pair]
+    url: str,
+    source: str,
+    assets: Sequence[str],
+    *,
+    trained: Mapping[Pair, int],
+    due: Sequence[Pair],
+    now: int,
 ) -> str:
-    """The one line printed at the start: what is served, where, from which models."""
+    """The one line printed at the start: what is served, where, from models how old."""
     held = {*trained, *due}  # what has no models is due
     served = [
         f"{asset} {'+'.join(frequency for frequency in Frequency if (asset, frequency) in held)}"
@@ -262,9 +268,13 @@ def serving_line(
     ]
     old = len(set(trained) & set(due))
     market = "a SIMULATED market" if source == "simulated" else f"source {source}"
+    where = f"serving {', '.join(served)} on {url} from {market}"
+    if not trained:
+        return f"{where}; none of {len(held)} model sets is trained yet."
+    age_days = (now - min(trained.values())) / DAY_S
     return (
-        f"serving {', '.join(served)} on {url} from {market}; {len(trained)} of {len(held)} model "
-        f"sets are trained, {old or 'none'} of them due again."
+        f"{where}; {len(trained)} of {len(held)} model "
+        f"sets are trained, the oldest {age_days:.1f} days ago, {old or 'none'} of them due again."
     )
 
 
@@ -282,7 +292,12 @@ def main() -> int:
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     line = serving_line(
-        url, source.name, engine.assets(), trained=engine.trained(), due=engine.due()
+        url,
+        source.name,
+        engine.assets(),
+        trained=engine.trained(),
+        due=engine.due(),
+        now=engine.now(),
     )
     print(line, flush=True)
     with _kept_up(engine, settings, args.config):
@@ -323,7 +338,7 @@ def _arguments() -> Namespace:
     parser = script_parser(
         "Answer prompts over HTTP, retrain when models are due, and keep what was collected.",
         examples=[
-            "python miner.py --source archive --archive-dir ../shared/data/recent --port 8091",
+            "python miner.py --source archive --archive-dir bars --port 8091",
             "python miner.py --source simulated --model-dir build/models --state-dir build/state",
         ],
     )

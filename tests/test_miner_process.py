@@ -304,20 +304,21 @@ def test_the_first_line_says_what_is_served_where_and_from_which_models():
         "http://127.0.0.1:8091",
         "archive",
         ["BTC", "ETH"],
-        trained=[("BTC", Frequency.LF), ("BTC", Frequency.HF)],
+        trained={("BTC", Frequency.LF): 0, ("BTC", Frequency.HF): 43_200},
         due=[("BTC", Frequency.HF), ("ETH", Frequency.LF)],
+        now=86_400,
     )
     assert line == (
         "serving BTC hf+lf, ETH lf on http://127.0.0.1:8091 from source archive; "
-        "2 of 3 model sets are trained, 1 of them due again."
+        "2 of 3 model sets are trained, the oldest 1.0 days ago, 1 of them due again."
     )
 
 
 def test_a_simulated_market_is_called_so():
     line = miner.serving_line(
-        "http://[::1]:1", "simulated", ["BTC"], trained=[], due=[("BTC", Frequency.HF)]
+        "http://[::1]:1", "simulated", ["BTC"], trained={}, due=[("BTC", Frequency.HF)], now=60
     )
-    assert "from a SIMULATED market; 0 of 1 model sets are trained, none of them" in line
+    assert "from a SIMULATED market; none of 1 model sets is trained yet." in line
 
 
 # ---------------------------------------------------------------- the process
