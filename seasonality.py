@@ -8,7 +8,8 @@ forecast.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from datetime import date
+from functools import cache
 from typing import Any, Final, Self
 
 import holidays
@@ -32,10 +33,14 @@ _FRIDAY, _SATURDAY, _SUNDAY = 4, 5, 6
 _CLOSE_S, _REOPEN_S = 17 * 3600, 18 * 3600  # Friday and Sunday, New York
 
 
-@lru_cache(maxsize=1)
-def _exchange_holidays() -> Any:
-    """Full closing days of the New York Stock Exchange, by date."""
-    return holidays.financial_holidays("NYSE")
+@cache
+def _exchange_holidays(year: int) -> frozenset[date]:
+    """Full closing days of the New York Stock Exchange in one year.
+
+    The library's own calendar adds years while it is asked, and would tell a
+    second thread that a year is free of holidays before it has filled it in.
+    """
+    return frozenset(holidays.financial_holidays("NYSE", years=year))
 
 
 def new_york_seconds(ts: IntArray) -> IntArray:
@@ -67,8 +72,8 @@ def is_closed(local: IntArray, hours: MarketHours) -> IntArray:
     )
     if hours is not MarketHours.CONTINUOUS:
         days, inverse = np.unique(local // DAY_S, return_inverse=True)
-        calendar = _exchange_holidays()
-        rest = [pd.Timestamp(int(day), unit="D").date() in calendar for day in days]
+        dates = [pd.Timestamp(int(day), unit="D").date() for day in days]
+        rest = [day in _exchange_holidays(day.year) for day in dates]
         closed |= np.array(rest, dtype=bool)[inverse]
     return np.asarray(closed, dtype=np.int64)
 
@@ -153,8 +158,11 @@ def fit_profile(
     Averages √(size / local level), which heavy tails disturb less than the
     size itself, and squares the result. Slots are smoothed over the day, and
     single slots deviate from the smooth curve as far as their observations
-    outweigh a prior: openings, full hours and releases are sharp.
+    outweigh a prior: openings, full hours and releases are sharp. A price that
+    never moved has no clock to show, and gets the flat profile.
     """
+    if not np.any(size > 0):
+        return flat_profile(bar_s, hours)
     root, weight = _level_free_roots(open_ts, size, bar_s)
     local = new_york_seconds(open_ts)
     second = local % DAY_S
