@@ -102,7 +102,7 @@ def shrink_centre(
     slope = float((p * y).sum() / power)
     _, inverse = np.unique(blocks[keep], return_inverse=True)
     error = float(np.sqrt((np.bincount(inverse, p * (y - slope * p)) ** 2).sum()) / power)
-    if len(np.unique(inverse)) < 3 or slope < CENTRE_ERRORS * error:
+    if len(np.unique(inverse)) < 3 or slope <= CENTRE_ERRORS * error:
         return 0.0, 0.0
     # The rounds were chosen on these rows too, so the slope is taken down by its error.
     weight = min(slope - error, 1.0)
