@@ -37,10 +37,10 @@ def crps_ensemble(observed: FloatArray, ensemble: FloatArray) -> FloatArray:
     `observed` (m,), `ensemble` (n, m); returns (m,) in the ensemble's unit.
     """
     n = len(ensemble)
-    ordered = np.sort(np.ascontiguousarray(ensemble.T), axis=1)
+    # Distances from the observation are small where prices are large: nothing cancels.
+    ordered = np.sort(np.ascontiguousarray(ensemble.T) - observed[:, None], axis=1)
     spread = ordered @ ((2.0 * np.arange(n) - n + 1) / n**2)
-    distance = np.abs(ordered - observed[:, None]).mean(axis=1)
-    return np.asarray(distance - spread, dtype=np.float64)
+    return np.asarray(np.abs(ordered).mean(axis=1) - spread, dtype=np.float64)
 
 
 def score_paths(
@@ -48,7 +48,8 @@ def score_paths(
 ) -> ScoreCard:
     """Score simulated paths as a validator does.
 
-    `paths` (n, T) prices; `realised` (T,) prices, NaN where unknown.
+    `paths` (n, T) prices; `realised` (T,) prices, NaN where unknown. A zero price
+    scores -1 and a price that is not finite NaN: both are misses.
     Raises: DataError if the shapes disagree or nothing was realised.
     """
     if paths.ndim != 2 or realised.shape != paths.shape[1:]:
@@ -60,6 +61,9 @@ def score_paths(
         raise DataError("the realised path is all NaN; choose a prompt whose prices are known.")
     if np.any(paths == 0):
         return ScoreCard(total=ZERO_PRICE_SCORE, by_interval={})
+    # Not left to arithmetic: a NaN where nothing was realised would go unseen.
+    if not np.isfinite(paths).all():
+        return ScoreCard(total=np.nan, by_interval={})
     parts = {
         interval.name: _interval_score(paths, realised, interval, increment_s)
         for interval in competition.intervals
