@@ -8,7 +8,7 @@ centre, for that would make the spread at long leads far too small.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.random import Generator
@@ -17,8 +17,6 @@ from scipy.signal import lfilter
 from scipy.special import gammaln
 
 from domain import FloatArray
-
-MINIMUM_DOF: Final = 2.5  # below, single steps dominate every sum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
