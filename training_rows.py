@@ -73,8 +73,8 @@ def sample_leads(rng: Generator, n_base: int, n_leads: int, *, draws: int = 1) -
 def jitter_leads(rng: Generator, spec: FrequencySpec, lead: int, n: int) -> IntArray:
     """Leads in bars within anchor `lead`'s bucket; (n,).
 
-    Between the anchor before it and itself, on the sampling grid (every fifth
-    minute for HF) where the bucket is longer than that, else on every bar.
+    Between the anchor before it and itself: on the sampling grid (every fifth
+    minute for HF) where that meets the bucket, else on every bar.
     """
     low = (spec.leads_s[lead - 1] if lead else 0) // spec.bar_s
     high = spec.leads_s[lead] // spec.bar_s
