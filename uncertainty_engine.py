@@ -115,8 +115,13 @@ def effective_rows(weight: FloatArray) -> float:
 
 
 def gamma_deviance(y: FloatArray, log_level: FloatArray) -> FloatArray:
-    """Gamma loss per row, up to terms of y alone: y/μ + log μ; shape (n,)."""
-    return np.minimum(y * np.exp(-log_level), RESIDUAL_LIMIT) + log_level
+    """Gamma loss per row, up to terms of y alone: y/μ + log μ; shape (n,).
+
+    Beyond `RESIDUAL_LIMIT` it goes on with the slope it has there, as the
+    gradient of the fit does: cut off flat, it would reward ever smaller levels.
+    """
+    ratio = y * np.exp(-log_level) / RESIDUAL_LIMIT
+    return RESIDUAL_LIMIT * (np.minimum(ratio, 1) + np.log(np.maximum(ratio, 1))) + log_level
 
 
 # ---------------------------------------------------------------- regime controller
