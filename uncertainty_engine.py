@@ -31,6 +31,9 @@ CONTROLLER_HALF_LIFE_DAYS: Final = 10.0
 CONTROLLER_LIMIT: Final = 0.25  # of the log multiplier
 CONTROLLER_PRIOR_DAYS: Final = 3.0  # outcomes that must outweigh "the forecast is right"
 
+AUTOCORRELATION_ERRORS: Final = 3.0  # standard errors by which a lag must stand out, of five
+LOWEST_SPECTRUM: Final = 0.05  # of correlated steps, 1 being that of independent ones
+
 
 # ---------------------------------------------------------------- log-linear blend
 
@@ -246,22 +249,38 @@ def shrunk_autocorrelation(
 ) -> tuple[float, ...]:
     """Autocorrelation of clipped standardised returns, shrunk; () if none stands out.
 
-    `z` (n,) with NaN gaps, `weight` (n,). A lag counts only beyond two standard
-    errors; trailing lags that do not count are dropped.
+    `z` (n,) with NaN gaps, `weight` (n,). A lag counts only beyond three standard
+    errors, which allow for volatility that clusters; trailing lags that do not
+    count are dropped.
+    Source: White (1980), Econometrica 48(4), for the errors.
     """
     value = np.clip(np.where(np.isfinite(z), z, 0.0), -limit, limit)
     known = np.isfinite(z) * weight
-    variance = float((known * value**2).sum() / max(known.sum(), 1e-12))
+    variance = max(float((known * value**2).sum() / max(known.sum(), 1e-12)), 1e-12)
     found: list[float] = []
     for lag in range(1, lags + 1):
         pair = known[lag:] * np.isfinite(z[:-lag])
-        product = float((pair * value[lag:] * value[:-lag]).sum() / max(pair.sum(), 1e-12))
-        error = 1 / np.sqrt(max(effective_rows(pair + 1e-12), 1.0))
-        correlation = product / max(variance, 1e-12)
-        found.append(shrinkage * correlation if abs(correlation) > 2 * error else 0.0)
+        product = pair * value[lag:] * value[:-lag] / (max(pair.sum(), 1e-12) * variance)
+        correlation, error = float(product.sum()), float(np.sqrt((product**2).sum()))
+        stands_out = abs(correlation) > AUTOCORRELATION_ERRORS * error
+        found.append(float(np.clip(shrinkage * correlation, -0.3, 0.3)) if stands_out else 0.0)
     while found and found[-1] == 0.0:
         found.pop()
-    return tuple(float(np.clip(value, -0.3, 0.3)) for value in found)
+    return _made_possible(tuple(found))
+
+
+def _made_possible(autocorrelation: tuple[float, ...]) -> tuple[float, ...]:
+    """Scale a cut-off autocorrelation down until its spectrum is positive at all angles.
+
+    Lags that each look harmless can together belong to no series at all.
+    """
+    if not autocorrelation:
+        return ()
+    angle = np.linspace(0.0, np.pi, 181)[:, None]
+    lags = np.arange(1, len(autocorrelation) + 1)
+    lowest = float((2 * np.cos(angle * lags) @ np.array(autocorrelation)).min())
+    scale = min(1.0, (1.0 - LOWEST_SPECTRUM) / max(-lowest, 1e-12))
+    return tuple(scale * value for value in autocorrelation)
 
 
 def blend_log_levels(
