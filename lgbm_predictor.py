@@ -26,7 +26,7 @@ from config import FREQUENCIES, Frequency, FrequencySpec
 from domain import FloatArray
 from errors import ModelError
 from features import FeatureFrame, Standardiser, feature_names
-from model_store import MANIFEST, digest
+from model_store import MANIFEST, digest, is_sealed
 from path_simulator import PathShape
 from uncertainty_engine import (
     Controller,
@@ -192,6 +192,15 @@ def centre_names(spec: FrequencySpec) -> list[str]:
     return [*feature_names(spec)[0], *EXTRA_CENTRE_NAMES]
 
 
+def lead_layout(spec: FrequencySpec) -> dict[str, Any]:
+    """What the rows of a set's models stand for; plain values for its manifest."""
+    return {
+        "bar_s": spec.bar_s,
+        "leads_s": list(spec.leads_s),
+        "bucket_ends": list(spec.bucket_ends),
+    }
+
+
 def interpolate_centre(anchors: Mapping[float, float], leads_s: FloatArray) -> FloatArray:
     """Centre path (bps) at any leads from its values at the anchor leads.
 
@@ -260,20 +269,22 @@ def _assemble(
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        manifest = orjson.loads(path.read_bytes())
+        data = path.read_bytes()
+        manifest = orjson.loads(data)
     except OSError as error:
         raise ModelError(
             f"{path} cannot be read ({error.strerror}); train the set again."
         ) from None
     except ValueError:
         raise ModelError(f"{path} is not valid JSON; train the set again.") from None
-    needed = {"schema", "model_id", "asset", "frequency", "source", "feed", "files", "features"}
-    missing = sorted(needed - set(manifest)) if isinstance(manifest, dict) else sorted(needed)
-    if missing:
-        raise ModelError(f"{path} lacks {', '.join(missing)}; train the set again.")
-    if manifest["schema"] != SCHEMA:
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if schema != SCHEMA:
         raise ModelError(
-            f"{path} has schema {manifest['schema']!r}, this version reads {SCHEMA}; "
+            f"{path} has schema {schema!r}, this version reads {SCHEMA}; train the set again."
+        )
+    if not is_sealed(data):
+        raise ModelError(
+            f"{path} does not have the hash that it records; it was damaged or changed: "
             "train the set again."
         )
     _check_features(path, manifest)
@@ -281,16 +292,21 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check_features(path: Path, manifest: dict[str, Any]) -> None:
-    """Refuse a set that was trained on other features than are computed now."""
+    """Refuse a set that was trained on other features or leads than are computed now."""
     spec = FREQUENCIES[Frequency(manifest["frequency"])]
     computed = {"scale": scale_names(spec), "centre": centre_names(spec)}
     for kind, names in computed.items():
-        if manifest["features"].get(kind) != names:
+        trained = manifest["features"][kind]
+        if trained != names:
             raise ModelError(
-                f"{path} was made for {len(manifest['features'].get(kind, ()))} {kind} features "
-                f"that differ from the {len(names)} of this version in name or order; "
-                "train the set again."
+                f"{path} was made for {len(trained)} {kind} features that differ from the "
+                f"{len(names)} of this version in name or order; train the set again."
             )
+    if manifest["leads"] != lead_layout(spec):
+        raise ModelError(
+            f"{path} was made for other leads or lead buckets than this version uses; "
+            "train the set again."
+        )
 
 
 def _read_checked(folder: Path, manifest: dict[str, Any], name: str) -> bytes:

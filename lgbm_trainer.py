@@ -42,6 +42,7 @@ from lgbm_predictor import (
     centre_design,
     centre_file,
     centre_names,
+    lead_layout,
     scale_design,
     scale_names,
 )
@@ -53,7 +54,7 @@ from model_selection import (
     past_prompts,
     skills_by_bucket,
 )
-from model_store import MANIFEST, digest
+from model_store import MANIFEST, digest, seal_manifest
 from path_fitting import STARTING_SHAPES, VARIATIONS, search_shape
 from path_simulator import PathShape
 from training_rows import (
@@ -483,6 +484,7 @@ def _result(
             "scale": scale_names(FREQUENCIES[history.frequency]),
             "centre": centre_names(FREQUENCIES[history.frequency]),
         },
+        "leads": lead_layout(FREQUENCIES[history.frequency]),
         "weights": {
             "scale_strength": chosen.strength,
             "scale_rounds": chosen.scale_rounds,
@@ -493,7 +495,7 @@ def _result(
         "validation": [_lead_metrics(lead) for lead in leads],
         "files": {name: digest(data) for name, data in files.items()},
     }
-    files = {**files, MANIFEST: orjson.dumps(manifest, option=orjson.OPT_INDENT_2)}
+    files = {**files, MANIFEST: seal_manifest(manifest)}
     return TrainingResult(
         asset=history.asset,
         frequency=history.frequency,

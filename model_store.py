@@ -4,13 +4,16 @@ A set is written to a folder of its own and becomes visible when the pointer
 `models/<ASSET>_<hf|lf>/current.json` is replaced, in one atomic step. The
 pointer names the set before it too, which stays for roll-back; older ones are
 removed.
+
+A manifest records the hash of every other file and of itself, so that no
+damaged byte of a set goes unnoticed.
 """
 
 import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -20,6 +23,7 @@ from state_store import write_atomically
 
 POINTER: Final = "current.json"
 MANIFEST: Final = "manifest.json"
+SEAL: Final = "sha256"
 
 
 def set_folder(model_dir: Path, asset: str, frequency: Frequency) -> Path:
@@ -30,6 +34,19 @@ def set_folder(model_dir: Path, asset: str, frequency: Frequency) -> Path:
 def digest(data: bytes) -> str:
     """Hash that a manifest records for a file."""
     return hashlib.sha256(data).hexdigest()
+
+
+def seal_manifest(content: Mapping[str, Any]) -> bytes:
+    """A manifest as it is stored: JSON whose last entry is the hash of the others."""
+    body = orjson.dumps(content, option=orjson.OPT_INDENT_2)
+    return orjson.dumps({**content, SEAL: digest(body)}, option=orjson.OPT_INDENT_2)
+
+
+def is_sealed(data: bytes) -> bool:
+    """Whether a manifest is, byte for byte, what `seal_manifest` made."""
+    content = orjson.loads(data)
+    content.pop(SEAL, None)
+    return seal_manifest(content) == data
 
 
 def published_pairs(model_dir: Path) -> tuple[tuple[str, Frequency], ...]:
@@ -49,12 +66,12 @@ def published_sets(model_dir: Path, asset: str, frequency: Frequency) -> tuple[P
     """
     folder = set_folder(model_dir, asset, frequency)
     pointer = folder / POINTER
-    if not pointer.exists():
-        return ()
     try:
         names = orjson.loads(pointer.read_bytes())
         chosen = [names["current"], names["previous"]]
         return tuple(folder / Path(name).name for name in chosen if name)
+    except FileNotFoundError:
+        return ()
     except (OSError, ValueError, KeyError, TypeError):
         raise ModelError(
             f"{pointer} is damaged; train {asset} {frequency.value} again or restore the file."
