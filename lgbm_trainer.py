@@ -10,6 +10,7 @@ unit and cap from its own past.
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -117,6 +118,10 @@ CENTRE_PARAMETERS: Final[Mapping[str, Any]] = {
 Progress = Callable[[str], None]
 
 
+class _NoOutcomes(Exception):
+    """A stretch of bars has nothing to learn from or to judge by: the market rested."""
+
+
 # ---------------------------------------------------------------- what training reports
 
 
@@ -159,12 +164,18 @@ def _fit_blend(market: Market, train_end: int, rng: Generator) -> tuple[LogLinea
     fits = []
     for bucket in range(len(spec.bucket_ends)):
         chosen = rows_known_by(market, bucket, rows[(drawn == bucket).any(axis=1)], train_end)
+        _require_rows(chosen)
         part = take_rows(market.frame, chosen)
         weight = recency_weights(part.end_ts, now, spec.blend_half_life_days)
         fits.append(
             fit_log_linear(bucket_design(part, bucket), market.targets[bucket, chosen], weight)
         )
     return tuple(fits)
+
+
+def _require_rows(rows: IntArray) -> None:
+    if not len(rows):
+        raise _NoOutcomes
 
 
 def _scale_rows(
@@ -182,6 +193,7 @@ def _scale_rows(
         labels.append(market.targets[bucket, chosen])
         offsets.append(offset)
         ends.append(frame.end_ts)
+    _require_rows(np.concatenate(ends))
     now = int(market.frame.end_ts[min(limit, len(market.grid)) - 1])
     return lightgbm.Dataset(
         np.vstack(designs),
@@ -203,6 +215,7 @@ def _centre_rows(
     bars = jitter_leads(rng, spec, lead, len(chosen))
     target = market.centre_targets(chosen, bars)
     keep = np.isfinite(target) & (chosen + bars < limit)
+    _require_rows(chosen[keep])
     frame = take_rows(market.frame, chosen[keep])
     now = int(market.frame.end_ts[min(limit, len(market.grid)) - 1])
     return lightgbm.Dataset(
@@ -306,7 +319,7 @@ def _predict_fold(
 
 
 def progress_steps(frequency: Frequency) -> int:
-    """How often `train` calls its progress function."""
+    """How often `train` calls its progress function; less often for a short history."""
     fits = 1 + len(FREQUENCIES[frequency].leads_s)
     return (FOLDS + 1) * fits + len(VARIATIONS)
 
@@ -330,10 +343,16 @@ def train(
         history = _recent(history, days)
         grid = return_grid(history.bars)
         _require_enough(history, grid)
-        judged = _judge_all(history, grid, seed, progress)
-        market = _market(history, grid, len(grid))
-        chosen = _choose(history, judged, market, seed, profile, progress)
-        fitted = _fit_final(market, chosen, seed, progress)
+        try:
+            judged = _judge_all(history, grid, seed, progress)
+            market = _market(history, grid, len(grid))
+            chosen = _choose(history, judged, market, seed, profile, progress)
+            fitted = _fit_final(market, chosen, seed, progress)
+        except _NoOutcomes:
+            raise InsufficientHistory(
+                f"{_name(history)}: {_extent(history, grid)} are too few to judge a forecast "
+                "by, because the market rested at their end: collect or import more."
+            ) from None
     return _result(history, judged, chosen, fitted, seed, perf_counter() - begun)
 
 
@@ -348,24 +367,40 @@ def _days(history: MarketHistory) -> float:
 
 def _require_enough(history: MarketHistory, grid: ReturnGrid) -> None:
     spec = FREQUENCIES[history.frequency]
-    known = int((grid.span > 0).sum())
+    known = _known(grid)
     needed = int(spec.minimum_days * spec.bars_per_day)
     # Sessions leave most of the day without bars: a quarter of the clock counts.
     if len(grid) < needed or known < needed // 4:
         raise InsufficientHistory(
-            f"{history.asset} {history.frequency.value}: {known} bars over "
-            f"{_days(history):.1f} days are too few; training needs {needed // 4} over at least "
-            f"{spec.minimum_days:g} days: collect or import more."
+            f"{_name(history)}: {_extent(history, grid)} are too few; training needs "
+            f"{needed // 4} over at least {spec.minimum_days:g} days: collect or import more."
         )
+
+
+def _name(history: MarketHistory) -> str:
+    return f"{history.asset} {history.frequency.value}"
+
+
+def _known(grid: ReturnGrid) -> int:
+    return int((grid.span > 0).sum())
+
+
+def _extent(history: MarketHistory, grid: ReturnGrid) -> str:
+    return f"{_known(grid)} bars over {_days(history):.1f} days"
 
 
 def _judge_all(
     history: MarketHistory, grid: ReturnGrid, seed: int, progress: Progress
 ) -> list[Judged]:
-    return [
-        _judge_fold(_market(history, grid, fold.train_end), fold, seed, progress)
-        for fold in rolling_splits(len(grid), FREQUENCIES[history.frequency].horizon_bars)
-    ]
+    """Every fold that has outcomes; a night or weekend of sessions may have none."""
+    judged = []
+    for fold in rolling_splits(len(grid), FREQUENCIES[history.frequency].horizon_bars):
+        with suppress(_NoOutcomes):
+            market = _market(history, grid, fold.train_end)
+            judged.append(_judge_fold(market, fold, seed, progress))
+    if not judged:
+        raise _NoOutcomes
+    return judged
 
 
 def _market(history: MarketHistory, grid: ReturnGrid, train_end: int) -> Market:
@@ -569,7 +604,7 @@ def _warnings(history: MarketHistory) -> tuple[str, ...]:
     if days >= SHORT_DAYS:
         return ()
     warning = (
-        f"{history.asset} {history.frequency.value}: trained on only {days:.1f} days of bars; "
+        f"{_name(history)}: trained on only {days:.1f} days of bars; "
         f"below {SHORT_DAYS:g} days the calibration is rough."
     )
     return (warning,)
