@@ -28,6 +28,7 @@ from config import (
     DAY_S,
     FREQUENCIES,
     Frequency,
+    FrequencySpec,
     ProtocolProfile,
     asset_spec,
     competition_like,
@@ -205,18 +206,22 @@ def _scale_rows(
     )
 
 
+def _rows_by_lead(spec: FrequencySpec, rows: IntArray, rng: Generator) -> list[IntArray]:
+    """The base times of every anchor lead: each base time draws the one lead it teaches."""
+    drawn = sample_leads(rng, len(rows), len(spec.leads_s))[:, 0]
+    return [rows[drawn == lead] for lead in range(len(spec.leads_s))]
+
+
 def _centre_rows(
     market: Market, lead: int, rows: IntArray, limit: int, rng: Generator
 ) -> lightgbm.Dataset:
     """The base times that drew this anchor lead, the lead jittered within its bucket."""
     spec = market.spec
-    drawn = sample_leads(rng, len(rows), len(spec.leads_s))[:, 0]
-    chosen = rows[drawn == lead]
-    bars = jitter_leads(rng, spec, lead, len(chosen))
-    target = market.centre_targets(chosen, bars)
-    keep = np.isfinite(target) & (chosen + bars < limit)
-    _require_rows(chosen[keep])
-    frame = take_rows(market.frame, chosen[keep])
+    bars = jitter_leads(rng, spec, lead, len(rows))
+    target = market.centre_targets(rows, bars)
+    keep = np.isfinite(target) & (rows + bars < limit)
+    _require_rows(rows[keep])
+    frame = take_rows(market.frame, rows[keep])
     now = int(market.frame.end_ts[min(limit, len(market.grid)) - 1])
     return lightgbm.Dataset(
         centre_design(frame, bars[keep]),
@@ -269,10 +274,12 @@ def _judge_fold(market: Market, fold: Fold, seed: int, progress: Progress) -> Ju
         seed=seed,
     )
     centres = []
+    train_by_lead = _rows_by_lead(spec, train_rows, rng)
+    judge_by_lead = _rows_by_lead(spec, judge_rows, rng)
     for lead, lead_s in enumerate(spec.leads_s):
         progress(f"centre {lead_s} s")
-        train = _centre_rows(market, lead, train_rows, fold.train_end, rng)
-        judge = _centre_rows(market, lead, judge_rows, n, rng)
+        train = _centre_rows(market, lead, train_by_lead[lead], fold.train_end, rng)
+        judge = _centre_rows(market, lead, judge_by_lead[lead], n, rng)
         centres.append(_grow(CENTRE_PARAMETERS, train, judge=judge, seed=seed))
     return _predict_fold(market, fold, blend, scale, centres)
 
@@ -480,9 +487,10 @@ def _fit_final(
     scale = _grow(SCALE_PARAMETERS, data, seed=seed, rounds=chosen.scale_rounds)
     files = {SCALE_MODEL: scale.model_to_string().encode()}
     counts = {}
+    rows_by_lead = _rows_by_lead(spec, rows, rng)
     for lead, lead_s in enumerate(spec.leads_s):
         progress(f"centre {lead_s} s")
-        data = _centre_rows(market, lead, rows, n, rng)
+        data = _centre_rows(market, lead, rows_by_lead[lead], n, rng)
         rounds = chosen.centre_rounds[lead]
         model = _grow(CENTRE_PARAMETERS, data, seed=seed, rounds=rounds)
         files[centre_file(lead_s)] = model.model_to_string().encode()
