@@ -7,7 +7,6 @@ holds histories, models and states for it, and knows the retraining cadence.
 """
 
 import logging
-import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,14 +92,16 @@ def draw(request: ForecastRequest, view: MarketView, now: int, rng: Generator) -
 
 
 def _simulation_times(view: MarketView, points: IntArray, increment_s: int) -> IntArray:
-    """The anchor, then steps of at most one bar that meet every point."""
+    """The anchor, then equal steps of at most one bar that meet every point."""
     if points[0] < view.anchor_ts:
         raise RequestError(
             f"the path would start {view.anchor_ts - int(points[0])} s before the last known "
             "price; ask for a later start or replay with an origin."
         )
-    step = math.gcd(increment_s, view.spec.bar_s)
-    fine = np.arange(points[0], points[-1] + 1, step, dtype=np.int64)
+    # Not the greatest common divisor: 61 s would make 600,000 steps of a week.
+    parts = -(-increment_s // view.spec.bar_s)
+    steps = np.arange((len(points) - 1) * parts + 1, dtype=np.int64)
+    fine = points[0] + steps * increment_s // parts
     return np.concatenate(([view.anchor_ts], fine)) if points[0] > view.anchor_ts else fine
 
 
