@@ -30,7 +30,7 @@ from market_view import (
     view_with_models,
     view_without_models,
 )
-from model_store import published_sets
+from model_store import publication, published_sets
 from path_simulator import simulate_log_paths
 from state_store import StateStore
 from uncertainty_engine import step_scales
@@ -167,7 +167,7 @@ class _Market:
 
     history: MarketHistory
     models: ModelSet | None = None
-    folders: tuple[Path, ...] = ()  # the published sets that were looked at
+    publication: tuple[int, int] | None = None  # the one that was looked at
     note: str = "no models were trained yet"
     states: list[MarketState] = field(default_factory=list)  # by rising `until`
     views: "OrderedDict[int, MarketView]" = field(default_factory=OrderedDict)
@@ -263,17 +263,19 @@ class ForecastEngine:
 
     def _load_models(self, asset: str, frequency: Frequency, market: _Market) -> None:
         """Load a newly published set first and swap it in after: answers do not wait."""
+        # Not the folders' names: training on the same bars again repairs a set in place.
+        latest = publication(self._settings.model_dir, asset, frequency)
+        if latest == market.publication:
+            return
+        market.publication = latest
         try:
             folders = published_sets(self._settings.model_dir, asset, frequency)
         except ModelError as error:
             _take_note(market, str(error))
             return
-        if folders == market.folders:
-            return
         models = _first_usable(folders, self._source.name, market)
         states = self._saved_states(asset, frequency, models, market.history) if models else []
         with market.lock:
-            market.folders = folders
             if models is not None:
                 market.models, market.states = models, states
             market.views.clear()

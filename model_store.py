@@ -78,6 +78,15 @@ def published_sets(model_dir: Path, asset: str, frequency: Frequency) -> tuple[P
         ) from None
 
 
+def publication(model_dir: Path, asset: str, frequency: Frequency) -> tuple[int, int] | None:
+    """A mark that differs after every publishing; None if nothing was published."""
+    try:
+        status = (set_folder(model_dir, asset, frequency) / POINTER).stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino
+
+
 def publish_set(
     model_dir: Path, asset: str, frequency: Frequency, model_id: str, files: Mapping[str, bytes]
 ) -> Path:
