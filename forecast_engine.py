@@ -236,7 +236,10 @@ class ForecastEngine:
             ) from None
 
     def due(self) -> tuple[Pair, ...]:
-        """Pairs without models, or with models older than the retraining cadence."""
+        """Pairs without models, or with models older than the retraining cadence.
+
+        Without a bar since they were trained, old models stay: the same would come out.
+        """
         now = self.now()
         return tuple(pair for pair, market in self._markets.items() if _is_due(market, now))
 
@@ -369,7 +372,8 @@ def _is_due(market: _Market, now: int) -> bool:
     if market.models is None:
         return True
     interval_days = FREQUENCIES[market.history.frequency].retrain_interval_days
-    return now - market.models.trained_until >= interval_days * DAY_S
+    until = market.models.trained_until
+    return now - until >= interval_days * DAY_S and market.history.bars.end_ts > until
 
 
 def _first_usable(folders: tuple[Path, ...], source: str, market: _Market) -> ModelSet | None:
