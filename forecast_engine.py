@@ -22,14 +22,7 @@ from data_fetcher import BarSource, summarise_set_aside
 from domain import Diagnostics, FloatArray, Forecast, ForecastRequest, IntArray, MarketHistory
 from errors import DataError, ModelError, NoPriceError, RequestError, UnknownAsset
 from lgbm_predictor import ModelSet, interpolate_centre, load_model_set, load_without_trees
-from market_view import (
-    MarketState,
-    MarketView,
-    first_state,
-    prior_view,
-    view_with_models,
-    view_without_models,
-)
+from market_view import MarketState, MarketView, best_view
 from model_store import publication, published_sets
 from path_simulator import simulate_log_paths
 from state_store import StateStore
@@ -64,9 +57,7 @@ def forecast(
     known = history.known_at(now)
     if not len(known.price_bars):
         raise NoPriceError(f"{history.asset}: no price is known at {now}; collect or import bars.")
-    if models is None or not len(known.bars):
-        return draw(request, view_without_models(known, "no usable models"), now, rng)
-    view, _ = view_with_models(models, known, state or first_state(models, known))
+    view, _ = best_view(models, known, state, "no usable models")
     return draw(request, view, now, rng)
 
 
@@ -354,17 +345,12 @@ class ForecastEngine:
         return view
 
     def _compute_view(self, market: _Market, known: MarketHistory) -> MarketView:
-        if not len(known.bars):
-            return prior_view(known, market.note)
-        if market.models is None:
-            return view_without_models(known, market.note)
-        state = _latest_state(market, known) or first_state(market.models, known)
-        try:
-            view, advanced = view_with_models(market.models, known, state)
-        except ModelError as error:
-            log.warning("%s", error)
-            return view_without_models(known, str(error))
-        _keep_state(market, advanced)
+        state = _latest_state(market, known)
+        view, advanced = best_view(market.models, known, state, market.note)
+        if advanced is not None:
+            _keep_state(market, advanced)
+        elif market.models is not None and len(known.bars):
+            _take_note(market, view.notes[0])
         return view
 
 
@@ -404,7 +390,7 @@ def _take_note(market: _Market, sentence: str) -> None:
 
 def _latest_state(market: _Market, known: MarketHistory) -> MarketState | None:
     """The newest kept state that looks at nothing after the last known bar."""
-    end = known.bars.end_ts
+    end = known.anchor_ts
     return next((state for state in reversed(market.states) if state.until <= end), None)
 
 

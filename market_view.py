@@ -211,6 +211,24 @@ class MarketView:
     notes: tuple[str, ...]
 
 
+def best_view(
+    models: ModelSet | None, history: MarketHistory, state: MarketState | None, note: str
+) -> tuple[MarketView, MarketState | None]:
+    """The highest rung of the ladder that holds; also the state after the last bar.
+
+    `state` None: from the first bar on. `note` says why there are no models. On
+    the rungs without models there is no state either.
+    """
+    if not len(history.bars):
+        return prior_view(history, "no bar had closed by then"), None
+    if models is None:
+        return view_without_models(history, note), None
+    try:
+        return view_with_models(models, history, state or first_state(models, history))
+    except ModelError as error:
+        return view_without_models(history, str(error)), None
+
+
 def view_with_models(
     models: ModelSet, history: MarketHistory, state: MarketState
 ) -> tuple[MarketView, MarketState]:
