@@ -19,8 +19,23 @@ from numpy.random import Generator
 
 from config import DAY_S, FREQUENCIES, Frequency, Settings, asset_spec
 from data_fetcher import BarSource, summarise_set_aside
-from domain import Diagnostics, FloatArray, Forecast, ForecastRequest, IntArray, MarketHistory
-from errors import DataError, ModelError, NoPriceError, RequestError, UnknownAsset
+from domain import (
+    Bars,
+    Diagnostics,
+    FloatArray,
+    Forecast,
+    ForecastRequest,
+    IntArray,
+    MarketHistory,
+)
+from errors import (
+    DataError,
+    ModelError,
+    NoPriceError,
+    RequestError,
+    StateError,
+    UnknownAsset,
+)
 from lgbm_predictor import ModelSet, interpolate_centre, load_model_set, load_without_trees
 from market_view import MarketState, MarketView, best_view
 from model_store import publication, published_sets
@@ -32,7 +47,7 @@ from wire_format import format_iso
 log = logging.getLogger(__name__)
 
 STATE_KIND: Final = "market"
-STATE_SCHEMA: Final = 1
+STATE_SCHEMA: Final = 2
 CACHED_VIEWS: Final = 64  # moments per asset and frequency
 STATE_SPACING_S: Final = DAY_S  # states of past moments that are kept for replays
 
@@ -250,7 +265,9 @@ class ForecastEngine:
                 newest = market.states[-1] if market.states else None
             if newest is not None:
                 name = self._state_name(asset, frequency)
-                self._store.save(STATE_KIND, name, STATE_SCHEMA, newest.to_dict())
+                last_bar = _last_bar(market.history.bars, newest.until)
+                document = {**newest.to_dict(), "last_bar": last_bar}
+                self._store.save(STATE_KIND, name, STATE_SCHEMA, document)
 
     def _state_name(self, asset: str, frequency: Frequency) -> str:
         return f"{self._source.name}/{asset}_{frequency.value}"
@@ -277,16 +294,18 @@ class ForecastEngine:
     def _saved_states(
         self, asset: str, frequency: Frequency, models: ModelSet, history: MarketHistory
     ) -> list[MarketState]:
-        document = self._store.load(STATE_KIND, self._state_name(asset, frequency), STATE_SCHEMA)
+        """The state on disk, if it is of these models and of these bars' past."""
+        name = self._state_name(asset, frequency)
+        try:
+            document = self._store.load(STATE_KIND, name, STATE_SCHEMA)
+        except StateError as error:  # a state saves work and changes nothing
+            log.warning("%s", error)
+            return []
         if document is None:
             return []
-        try:
-            state = MarketState.from_dict(document)
-        except (KeyError, TypeError, ValueError):
-            log.warning("%s %s: the saved state is of no use; rebuilt", asset, frequency.value)
-            return []
-        usable = state.model_id == models.model_id and state.until <= history.bars.end_ts
-        return [state] if usable else []
+        state = MarketState.from_dict(document)
+        same_bars = document["last_bar"] == _last_bar(history.bars, state.until)
+        return [state] if same_bars and state.model_id == models.model_id else []
 
     # -- answers
 
@@ -379,6 +398,14 @@ def _first_usable(folders: tuple[Path, ...], source: str, market: _Market) -> Mo
                 f"{source!r}; train on this source.",
             )
     return None
+
+
+def _last_bar(bars: Bars, until: int) -> list[str | float] | None:
+    """Feed and close of the bar that closed at `until`: other bars, other past."""
+    row = int(np.searchsorted(bars.close_ts, until))
+    if row == len(bars) or bars.close_ts[row] != until:
+        return None
+    return [bars.feed, float(bars.close[row])]
 
 
 def _take_note(market: _Market, sentence: str) -> None:
