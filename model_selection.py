@@ -212,10 +212,21 @@ def skills_by_bucket(judged: list[Judged], strength: float) -> FloatArray:
 
 
 def centre_weights(judged: list[Judged], spec: FrequencySpec) -> dict[int, tuple[float, float]]:
-    """Shrinkage and skill of the centre at every anchor lead, by lead in seconds."""
+    """Shrinkage and skill of the centre at every anchor lead, by lead in seconds.
+
+    A centre must also gain in every single fold: a trend that lasted through
+    one of them is no skill.
+    """
     predicted, realised = _pooled(judged, "centre"), _pooled(judged, "centre_targets")
     blocks = day_blocks(judged)
-    return {
-        lead_s: shrink_centre(predicted[lead], realised[lead], blocks)
-        for lead, lead_s in enumerate(spec.leads_s)
-    }
+    weights = {}
+    for lead, lead_s in enumerate(spec.leads_s):
+        weight, skill = shrink_centre(predicted[lead], realised[lead], blocks)
+        gains = [_squared_error_saved(fold, lead, weight) for fold in judged]
+        weights[lead_s] = (weight, skill) if min(gains) > 0 else (0.0, 0.0)
+    return weights
+
+
+def _squared_error_saved(fold: Judged, lead: int, weight: float) -> float:
+    predicted, realised = weight * fold.centre[lead], fold.centre_targets[lead]
+    return float(np.nansum(realised**2 - (realised - predicted) ** 2))
