@@ -10,7 +10,7 @@ DEV_STAMP := $(VENV)/.requirements-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint clean
+.PHONY: help test demo lint bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,9 @@ lint: $(DEV_STAMP) ## ruff and mypy only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(RUN_STAMP) ## time warm answers of the models in models/: make bench FLAGS="--source archive --archive-dir bars"
+	$(BIN)/python benchmarks/answers.py $(FLAGS)
 
 clean: ## remove the environment, the demo and the caches; models/ and state/ stay
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
