@@ -130,8 +130,7 @@ def _dress_axes(axes: Any, forecast: Forecast) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     request = forecast.request
-    # A little room on the left keeps the first tick clear of the zone's name.
-    first = request.start_ts - (HISTORY_SHARE + 0.05) * request.length_s
+    first = request.start_ts - HISTORY_SHARE * request.length_s
     axes.set_xlim(_when(first), _when(request.start_ts + request.length_s))
     axes.axvline(_when(request.start_ts), color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
     for side in ("top", "right", "left"):
@@ -150,7 +149,7 @@ def _dress_axes(axes: Any, forecast: Forecast) -> None:
     _time_axis(top.xaxis, NEW_YORK, request.length_s)
     for zone, height, side in (("UTC", -0.017, "top"), ("New York", 1.014, "bottom")):
         axes.text(
-            -0.012, height, zone, transform=axes.transAxes, ha="right", va=side,
+            1.035, height, zone, transform=axes.transAxes, ha="left", va=side,
             fontsize=9.5, fontweight="bold", color=MUTED,
         )  # fmt: skip
 
