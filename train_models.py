@@ -9,9 +9,12 @@ A set becomes visible in one step when it is complete; the one before it stays
 for roll-back. Sets that could be trained are kept when others fail.
 """
 
+import logging
 import multiprocessing
+import signal
 from argparse import ArgumentParser, Namespace
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -34,6 +37,8 @@ from errors import DataError, MinerError
 from lgbm_trainer import LeadReport, TrainingResult, progress_steps, train
 from model_store import publish_set
 from state_store import locked
+
+log = logging.getLogger("train_models")
 
 Pair = tuple[str, Frequency]
 
@@ -71,9 +76,11 @@ def main() -> int:
     configure_logging("warning")
     source = open_source(settings)
     pairs, failures = choose_pairs(source, args)
-    with locked(settings.model_dir, "training"):
-        results, failed = train_all(pairs, settings, args.until)
-    failures += failed
+    results: list[TrainingResult] = []
+    if pairs:
+        with locked(settings.model_dir, "training"):
+            results, failed = train_all(pairs, settings, args.until)
+        failures += failed
     _report(results)
     for failure in failures:
         note(failure)
@@ -100,6 +107,8 @@ def choose_pairs(source: BarSource, args: Namespace) -> tuple[list[Pair], list[s
             failures.append(f"{asset} has no bars for {' or '.join(wanted)} in this source.")
     if not args.assets:
         _name_the_others(source, served)
+    if not pairs and not failures:
+        failures.append(f"no asset of this source has bars for {' or '.join(wanted)} models.")
     return pairs, failures
 
 
@@ -144,16 +153,22 @@ def train_all(
         for asset, frequency in pairs
     ]
     context = multiprocessing.get_context("spawn")  # threads of BLAS do not survive a fork
-    workers = max(1, min(settings.jobs, len(tasks)))
+    workers = min(settings.jobs, len(tasks))
     totals = {task.name: progress_steps(task.frequency) for task in tasks}
     with (
         showing_progress(totals, context) as events,
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
+        ProcessPoolExecutor(workers, context, initializer=_end_when_interrupted) as pool,
     ):
-        futures = [pool.submit(_run, task, events) for task in tasks]
-        for task, future in zip(tasks, futures, strict=True):
-            _collect(task, future, results, failures)
+        futures = {pool.submit(_run, task, events): task for task in tasks}
+        for future in as_completed(futures):
+            _collect(futures[future], future, results, failures)
+    results.sort(key=lambda result: pairs.index((result.asset, result.frequency)))
     return results, failures
+
+
+def _end_when_interrupted() -> None:
+    """In the worker: an interrupt ends it, where it would else go on to the next set."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _run(task: Task, events: Events) -> tuple[TrainingResult, list[str]]:
@@ -187,6 +202,16 @@ def _collect(
         )
     except MinerError as error:
         failures.append(str(error))
+        return
+    except BrokenProcessPool:
+        failures.append(
+            f"{task.name}: a training process ended abruptly, probably for lack of memory; "
+            "try again with fewer --jobs."
+        )
+        return
+    except Exception:
+        log.exception("failed", extra={"asset": task.asset, "frequency": task.frequency})
+        failures.append(f"{task.name}: the training failed by a fault of the program, see above.")
         return
     results.append(result)
     for line in (*set_aside, *result.warnings):
