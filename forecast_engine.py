@@ -341,11 +341,12 @@ class ForecastEngine:
     def _refuse_without_price(
         self, request: ForecastRequest, market: _Market, origin: int | None
     ) -> None:
-        if origin is not None and len(market.history.price_bars):
+        if len(market.history.price_bars):
             first = int(market.history.price_bars.close_ts[0])
+            name, moment = ("start", request.start_ts) if origin is None else ("origin", origin)
             raise RequestError(
-                f"origin {format_iso(origin)} lies before the first usable bar of "
-                f"{request.asset}, which closed at {format_iso(first)}; ask for a later origin."
+                f"{name} {format_iso(moment)} lies before the first usable bar of "
+                f"{request.asset}, which closed at {format_iso(first)}; ask for a later {name}."
             )
         raise NoPriceError(
             f"no price of {request.asset} is known; collect or import bars of it first."
