@@ -39,6 +39,7 @@ from domain import MarketHistory
 from errors import ConfigError, DataError, MinerError
 from lgbm_predictor import ModelSet, load_model_set
 from lgbm_trainer import progress_steps, train
+from market_baselines import Har, Oracle, fit_har
 from model_store import publish_set, published_sets
 from replay import EngineForecaster, PromptScores, prompt_times, replay
 from state_store import locked
@@ -118,7 +119,7 @@ def main() -> int:
     if rows:
         table(
             f"Scores of {len(rows)} markets, lower is better",
-            ("market", "prompts", "score", "÷ reference", "÷ ewma_t", "against ewma_t"),
+            ("market", "prompts", "score", "÷ reference", "÷ ewma_t", "÷ har", "gap closed"),
             rows,
         )
     for failure in failures:
@@ -178,10 +179,14 @@ def _run(task: Task, events: Events) -> list[PromptScores]:
     profile = protocol_profile(task.settings.profile)
     end = history.bars.end_ts if task.end is None else task.end
     times = prompt_times(history, task.start, end, task.prompts)
+    engine = EngineForecaster(_models(task, past, events))
+    har = fit_har(past, days=task.settings.days)
     forecasters: list[Forecaster] = [
-        EngineForecaster(_models(task, past, events)),
+        engine,
         ConstantSigma(),
         EwmaStudentT.fit(past),
+        Har(model=har),
+        Oracle(har=Har(model=har), full=history),
     ]
     scores = []
     competition = competition_like(profile, task.asset, task.frequency)
@@ -215,14 +220,20 @@ def _training_key(task: Task, past: MarketHistory) -> str:
 
 def _row(task: Task, scores: list[PromptScores]) -> tuple[Any, ...]:
     ours = np.array([prompt.scores["engine"].total for prompt in scores])
-    versus = {name: _compare(task, scores, name) for name in ("reference", "ewma_t")}
+    versus = {name: _compare(task, scores, name) for name in ("reference", "ewma_t", "har")}
+    mean = {
+        name: np.mean([prompt.scores[name].total for prompt in scores])
+        for name in ("engine", "ewma_t", "oracle")
+    }
+    gap = (mean["ewma_t"] - mean["engine"]) / (mean["ewma_t"] - mean["oracle"])
     return (
         task.name,
         len(scores),
         f"{ours.mean():.1f}",
         _ratio(versus["reference"]),
         _ratio(versus["ewma_t"]),
-        versus["ewma_t"].verdict,
+        _ratio(versus["har"]),
+        f"{100 * gap:.0f} %",
     )
 
 

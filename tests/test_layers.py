@@ -29,7 +29,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "path_checks",
     ),
     2: ("state_store", "data_fetcher", "model_store", "lgbm_predictor", "lgbm_trainer"),
-    3: ("market_view", "forecast_engine", "replay"),
+    3: ("market_view", "forecast_engine", "market_baselines", "replay"),
     4: ("http_service", "console", "plots"),
     5: ("train_models", "miner", "test_miner", "backtest", "import_bars", "demo"),
 }
