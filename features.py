@@ -57,6 +57,15 @@ class ReturnGrid:
     def __len__(self) -> int:
         return len(self.open_ts)
 
+    def part(self, begin: int, end: int) -> "ReturnGrid":
+        """The bars begin ≤ i < end of the grid (a view)."""
+        return ReturnGrid(
+            open_ts=self.open_ts[begin:end],
+            returns=self.returns[begin:end],
+            span=self.span[begin:end],
+            bar_s=self.bar_s,
+        )
+
 
 def return_grid(bars: Bars, start_ts: int | None = None) -> ReturnGrid:
     """Lay bars on a regular grid, from `start_ts` (default: the first bar) to the last bar.

@@ -28,6 +28,7 @@ from domain import (
     IntArray,
     MarketHistory,
 )
+from ensemble import draw_moves
 from errors import (
     DataError,
     ModelError,
@@ -39,7 +40,6 @@ from errors import (
 from lgbm_predictor import ModelSet, interpolate_centre, load_model_set, load_without_trees
 from market_view import MarketState, MarketView, best_view
 from model_store import publication, published_sets
-from path_simulator import simulate_log_paths
 from state_store import StateStore
 from uncertainty_engine import step_scales
 from wire_format import format_iso
@@ -85,10 +85,7 @@ def draw(request: ForecastRequest, view: MarketView, now: int, rng: Generator) -
     points = request.grid_ts + view.scored_lag_s
     times = _simulation_times(view, points, request.increment_s)
     scale = step_scales(view.spec, view.standardiser, view.log_levels, times)
-    step_s = np.diff(times).astype(np.float64)
-    moves = simulate_log_paths(rng, scale, step_s, view.shape, n_paths=request.num_paths)
-    moves = np.hstack([np.zeros((request.num_paths, 1)), moves])
-    moves = moves[:, np.searchsorted(times, points)]
+    moves = draw_moves(rng, view.spec, scale, times, points, view.shape, n_paths=request.num_paths)
     moves += centre_path(view, points)
     return Forecast(
         request=request,

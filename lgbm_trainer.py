@@ -81,6 +81,7 @@ from uncertainty_engine import (
     shrunk_autocorrelation,
 )
 
+WARM_UP_DAYS: Final = 40.0  # four half-lives of the slowest average
 BLEND_DRAWS: Final = 3  # lead buckets drawn per base time for the log-linear blend
 SHORT_DAYS: Final = 30.0  # with less history the training is done with a warning
 AUTOCORRELATION_LAGS: Final = 5
@@ -347,12 +348,11 @@ def train(
     """
     begun = perf_counter()
     with threadpool_limits(1):
-        history = _recent(history, days)
-        grid = return_grid(history.bars)
+        history, grid, warm_up = _recent(history, days)
         _require_enough(history, grid)
         try:
-            judged = _judge_all(history, grid, seed, progress)
-            market = _market(history, grid, len(grid))
+            judged = _judge_all(history, grid, warm_up, seed, progress)
+            market = _market(history, grid, warm_up, len(grid))
             chosen = _choose(history, judged, market, seed, profile, progress)
             fitted = _fit_final(market, chosen, seed, progress)
         except _NoOutcomes:
@@ -363,9 +363,14 @@ def train(
     return _result(history, judged, chosen, fitted, seed, perf_counter() - begun)
 
 
-def _recent(history: MarketHistory, days: float) -> MarketHistory:
+def _recent(history: MarketHistory, days: float) -> tuple[MarketHistory, ReturnGrid, ReturnGrid]:
+    """The last `days`, their grid, and the grid of the bars that warm the averages up."""
     start = history.bars.end_ts - int(days * DAY_S)
-    return replace(history, bars=history.bars.between(start, None))
+    recent = replace(history, bars=history.bars.between(start, None))
+    warm = history.bars.between(start - int(WARM_UP_DAYS * DAY_S), None)
+    grid = return_grid(warm)
+    n_warm = len(grid) - int((recent.bars.end_ts - recent.bars.open_ts[0]) // grid.bar_s)
+    return recent, grid.part(n_warm, len(grid)), grid.part(0, n_warm)
 
 
 def _days(history: MarketHistory) -> float:
@@ -397,22 +402,28 @@ def _extent(history: MarketHistory, grid: ReturnGrid) -> str:
 
 
 def _judge_all(
-    history: MarketHistory, grid: ReturnGrid, seed: int, progress: Progress
+    history: MarketHistory,
+    grid: ReturnGrid,
+    warm_up: ReturnGrid,
+    seed: int,
+    progress: Progress,
 ) -> list[Judged]:
     """Every fold that has outcomes; a night or weekend of sessions may have none."""
     judged = []
     for fold in rolling_splits(len(grid), FREQUENCIES[history.frequency].horizon_bars):
         with suppress(_NoOutcomes):
-            market = _market(history, grid, fold.train_end)
+            market = _market(history, grid, warm_up, fold.train_end)
             judged.append(_judge_fold(market, fold, seed, progress))
     if not judged:
         raise _NoOutcomes
     return judged
 
 
-def _market(history: MarketHistory, grid: ReturnGrid, train_end: int) -> Market:
+def _market(
+    history: MarketHistory, grid: ReturnGrid, warm_up: ReturnGrid, train_end: int
+) -> Market:
     hours = asset_spec(history.asset).hours
-    return prepare_market(FREQUENCIES[history.frequency], grid, hours, train_end)
+    return prepare_market(FREQUENCIES[history.frequency], grid, warm_up, hours, train_end)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

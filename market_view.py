@@ -173,9 +173,7 @@ def _checkpoint(
     n_old = int(np.searchsorted(grid.open_ts, boundary))
     if n_old == 0:
         return ewma
-    old = replace(
-        grid, open_ts=grid.open_ts[:n_old], returns=grid.returns[:n_old], span=grid.span[:n_old]
-    )
+    old = grid.part(0, n_old)
     return trace_ewma(spec, standardiser.apply(old), ewma).state
 
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from config import Competition, Frequency, FrequencySpec
 from domain import FloatArray, IntArray
+from ensemble import draw_moves
 from features import Standardiser
-from path_simulator import PathShape, simulate_log_paths
+from path_simulator import PathShape
 from scoring import score_paths
 from uncertainty_engine import step_scales
 
@@ -99,12 +100,7 @@ def _score(
 ) -> float:
     times = np.unique(np.concatenate(([prompt.anchor_ts], prompt.point_ts)))
     scale = step_scales(spec, prompt.standardiser, prompt.log_levels, times)
-    moves = simulate_log_paths(
-        rng, scale, np.diff(times).astype(np.float64), shape, n_paths=SEARCH_PATHS
-    )
-    # Where point 0 is the anchor itself, every path starts at it.
-    if len(times) == len(prompt.point_ts):
-        moves = np.hstack([np.zeros((SEARCH_PATHS, 1)), moves])
+    moves = draw_moves(rng, spec, scale, times, prompt.point_ts, shape, n_paths=SEARCH_PATHS)
     paths = prompt.anchor_price * np.exp(moves / 1e4)
     increment_s = int(prompt.point_ts[1] - prompt.point_ts[0])
     return score_paths(paths, prompt.realised, competition, increment_s=increment_s).total

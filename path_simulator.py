@@ -47,21 +47,20 @@ class PathShape:
         return cls(**{**values, "autocorrelation": tuple(values["autocorrelation"])})
 
 
-def simulate_log_paths(
+def simulate_steps(
     rng: Generator, scale: FloatArray, step_s: FloatArray, shape: PathShape, *, n_paths: int
 ) -> FloatArray:
-    """Draw cumulative log moves around a flat centre.
+    """Draw the log moves of every step around a flat centre.
 
     `scale` (steps,): mean |move| of every step, bps. `step_s` (steps,): their
-    lengths in seconds. Returns (n_paths, steps), bps, the sum up to and
-    including every step.
+    lengths in seconds. Returns (n_paths, steps), bps.
     """
     shocks = student_t_steps(rng, n_paths, len(scale), dof=shape.tail_dof)
     shocks *= volatility_process(rng, n_paths, step_s, shape)
     if shape.autocorrelation and np.all(step_s[1:] == shape.bar_s):
         shocks = correlate_steps(shocks, shape.autocorrelation)
     shocks *= scale
-    return np.cumsum(shocks, axis=1, out=shocks)
+    return shocks
 
 
 def student_t_steps(rng: Generator, n_paths: int, n_steps: int, *, dof: float) -> FloatArray:
@@ -78,11 +77,12 @@ def student_t_steps(rng: Generator, n_paths: int, n_steps: int, *, dof: float) -
     mixing *= 2.0 / dof
     np.sqrt(mixing, out=mixing)
     normal /= mixing
-    normal /= _mean_size_of_t(dof)
+    normal /= mean_size_of_t(dof)
     return normal
 
 
-def _mean_size_of_t(dof: float) -> float:
+def mean_size_of_t(dof: float) -> float:
+    """E|t(ν)| of a plain Student-t variable."""
     log_ratio = gammaln((dof + 1) / 2) - gammaln(dof / 2)
     return float(2 * np.sqrt(dof / np.pi) / (dof - 1) * np.exp(log_ratio))
 

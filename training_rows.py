@@ -22,6 +22,7 @@ from features import (
     fit_standardiser,
     initial_state,
     move_sizes,
+    trace_ewma,
     window_sums,
 )
 from seasonality import fit_profile
@@ -111,19 +112,24 @@ class Market:
 
 
 def prepare_market(
-    spec: FrequencySpec, grid: ReturnGrid, hours: MarketHours, train_end: int
+    spec: FrequencySpec,
+    grid: ReturnGrid,
+    warm_up: ReturnGrid,
+    hours: MarketHours,
+    train_end: int,
 ) -> Market:
-    """Learn clock, unit and cap from the bars before `train_end`, apply them to all."""
-    past = replace(
-        grid,
-        open_ts=grid.open_ts[:train_end],
-        returns=grid.returns[:train_end],
-        span=grid.span[:train_end],
-    )
+    """Learn clock, unit and cap from the bars before `train_end`, apply them to all.
+
+    `warm_up` holds the bars right before the grid (or none): averages start from
+    them, as they will when the models serve with more history than they learned.
+    """
+    past = grid.part(0, train_end)
     profile = fit_profile(past.open_ts, move_sizes(past), bar_s=spec.bar_s, hours=hours)
     standardiser = fit_standardiser(past, profile)
     rows = np.arange(len(grid))
-    state = initial_state(spec, int(grid.open_ts[0]))
+    first = warm_up if len(warm_up) else grid
+    start = initial_state(spec, int(first.open_ts[0]))
+    state = trace_ewma(spec, standardiser.apply(warm_up), start).state if len(warm_up) else start
     frame = feature_frame(spec, standardiser, grid, state, rows)
     z = standardiser.apply(grid)
     sums = window_sums(z)

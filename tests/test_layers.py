@@ -17,6 +17,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "features",
         "uncertainty_engine",
         "path_simulator",
+        "quantile_matching",
+        "ensemble",
         "scoring",
         "comparison",
         "path_fitting",
@@ -40,8 +42,16 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
     "domain": (frozenset({"errors", "config"}), "layer 0 stands in a row"),
     "features": (frozenset({"seasonality"}), "features are made of de-seasonalised returns"),
     "uncertainty_engine": (frozenset({"features"}), "the scale is predicted from features"),
+    "quantile_matching": (
+        frozenset({"path_simulator"}),
+        "sums are matched to the law that the simulator draws from",
+    ),
+    "ensemble": (
+        frozenset({"path_simulator", "quantile_matching"}),
+        "steps are drawn, then matched",
+    ),
     "path_fitting": (
-        frozenset({"features", "path_simulator", "scoring", "uncertainty_engine"}),
+        frozenset({"ensemble", "features", "path_simulator", "scoring", "uncertainty_engine"}),
         "shapes are chosen by the score of simulated paths",
     ),
     "training_rows": (frozenset({"features", "seasonality"}), "rows are made of features"),

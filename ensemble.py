@@ -1,0 +1,51 @@
+"""The ensemble of an answer: random steps, matched and summed to the asked points.
+
+One function serves the live forecast and the search for path shapes in training.
+"""
+
+import numpy as np
+from numpy.random import Generator
+
+from config import FrequencySpec
+from domain import FloatArray, IntArray
+from path_simulator import PathShape, simulate_steps
+from quantile_matching import match_quantiles
+
+
+def draw_moves(
+    rng: Generator,
+    spec: FrequencySpec,
+    scale: FloatArray,
+    times: IntArray,
+    points: IntArray,
+    shape: PathShape,
+    *,
+    n_paths: int,
+) -> FloatArray:
+    """Log moves from the last known price to every point around a flat centre.
+
+    `times` (n + 1,): the last known price, then the ends of the steps, among them
+    all `points`. `scale` (n,): mean |move| of the steps, bps. Returns
+    (n_paths, points), bps; 0 for a point at the last known price itself.
+    """
+    step_s = np.diff(times).astype(np.float64)
+    steps = simulate_steps(rng, scale, step_s, shape, n_paths=n_paths)
+    # What lies before point 0 is in every sum, but in no scored interval.
+    lead_in = int(np.searchsorted(times, points[0]))
+    unit_s = float(step_s[-1])
+    match_quantiles(
+        steps[:, lead_in:],
+        scale[lead_in:],
+        unit_s,
+        shape,
+        prefixes=_whole_steps(spec.matched_prefixes_s, unit_s),
+        blocks=_whole_steps(spec.matched_blocks_s, unit_s),
+        cycles=spec.matching_cycles,
+    )
+    moves = np.hstack([np.zeros((n_paths, 1)), np.cumsum(steps, axis=1)])
+    return np.asarray(moves[:, np.searchsorted(times, points)], dtype=np.float64)
+
+
+def _whole_steps(lengths_s: tuple[int, ...], step_s: float) -> tuple[int, ...]:
+    """Lengths that are a whole number of steps, in steps."""
+    return tuple(int(length // step_s) for length in lengths_s if length % step_s == 0)
