@@ -6,10 +6,10 @@ One function serves the live forecast and the search for path shapes in training
 import numpy as np
 from numpy.random import Generator
 
-from config import FrequencySpec
+from config import NUM_PATHS, FrequencySpec
 from domain import FloatArray, IntArray
 from path_simulator import PathShape, simulate_steps
-from quantile_matching import match_quantiles
+from quantile_matching import match_quantiles, unit_quantiles
 
 
 def draw_moves(
@@ -44,6 +44,13 @@ def draw_moves(
     )
     moves = np.hstack([np.zeros((n_paths, 1)), np.cumsum(steps, axis=1)])
     return np.asarray(moves[:, np.searchsorted(times, points)], dtype=np.float64)
+
+
+def prepare_matching(spec: FrequencySpec, shape: PathShape) -> None:
+    """Work out the distributions that the usual prompt is matched to, ahead of the first."""
+    step_s = float(spec.prompt_increment_s)
+    for length in _whole_steps((*spec.matched_prefixes_s, *spec.matched_blocks_s), step_s):
+        unit_quantiles(shape, step_s, length, NUM_PATHS)
 
 
 def _whole_steps(lengths_s: tuple[int, ...], step_s: float) -> tuple[int, ...]:

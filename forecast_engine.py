@@ -28,7 +28,7 @@ from domain import (
     IntArray,
     MarketHistory,
 )
-from ensemble import draw_moves
+from ensemble import draw_moves, prepare_matching
 from errors import (
     DataError,
     ModelError,
@@ -282,7 +282,10 @@ class ForecastEngine:
             _take_note(market, str(error))
             return
         models = _first_usable(folders, self._source.name, market)
-        states = self._saved_states(asset, frequency, models, market.history) if models else []
+        states = []
+        if models is not None:
+            states = self._saved_states(asset, frequency, models, market.history)
+            prepare_matching(models.spec, models.calibration.path_shape)
         with market.lock:
             if models is not None:
                 market.models, market.states = models, states
