@@ -1,12 +1,22 @@
 """What all tests share: a clean environment, seeded properties, real bars."""
 
 import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, settings
 
-from config import ENVIRONMENT_PREFIX
+import lgbm_trainer
+import path_fitting
+from config import DAY_S, ENVIRONMENT_PREFIX, Frequency, protocol_profile
+from data_fetcher import ArchiveSource, SimulatedSource
+from domain import Bars
+from lgbm_trainer import TrainingResult
+from model_store import publish_set
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,3 +55,79 @@ def _clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     for name in [name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX)]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+# ---------------------------------------------------------------- a small trained market
+
+ARCHIVE_DAYS = 16  # more than the ten days that a saved state stands back
+TRAINED_DAYS_BEFORE_END = 2
+
+
+def _write_bars(folder: Path, asset: str, bars: Bars) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = {"ts": bars.open_ts, "close": bars.close}
+    path = folder / f"{asset}_{bars.bar_s // 60}m.parquet"
+    pq.write_table(pa.table(columns), path)
+
+
+@pytest.fixture(scope="session")
+def write_bars() -> Callable[[Path, str, Bars], None]:
+    """Store bars of an asset in a folder, the way an archive keeps them."""
+    return _write_bars
+
+
+@pytest.fixture(scope="session")
+def archive_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bars of a simulated market: BTC by the minute, XAU by five minutes."""
+    folder = tmp_path_factory.mktemp("archive")
+    market = SimulatedSource(days=ARCHIVE_DAYS, assets=("BTC", "XAU"))
+    for asset, frequency in (("BTC", Frequency.HF), ("XAU", Frequency.LF)):
+        _write_bars(folder, asset, market.load(asset, frequency).history.bars)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def archive(archive_dir: Path) -> ArchiveSource:
+    """The archive, opened. Nobody changes it."""
+    return ArchiveSource(archive_dir)
+
+
+@contextmanager
+def _quick_search() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lgbm_trainer, "SHAPE_PROMPTS", dict.fromkeys(Frequency, 3))
+        for module in (path_fitting, lgbm_trainer):
+            patch.setattr(module, "VARIATIONS", path_fitting.VARIATIONS[:2])
+        yield
+
+
+@pytest.fixture
+def quick_search() -> Iterator[None]:
+    """Let the search of path shapes, most of a small training's time, try little."""
+    with _quick_search():
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(archive: ArchiveSource) -> Mapping[Frequency, TrainingResult]:
+    """Small sets of BTC that have not seen the archive's last two days."""
+    until = archive.now() - TRAINED_DAYS_BEFORE_END * DAY_S
+    results = {}
+    for frequency, days in ((Frequency.HF, 4.0), (Frequency.LF, 8.0)):
+        history = archive.load("BTC", frequency).history.known_at(until)
+        with _quick_search():
+            results[frequency] = lgbm_trainer.train(
+                history, days=days, seed=0, profile=protocol_profile("2026-09")
+            )
+    return results
+
+
+@pytest.fixture(scope="session")
+def model_dir(
+    trained: Mapping[Frequency, TrainingResult], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The small sets, published. Nobody changes them: copy the folder first."""
+    folder = tmp_path_factory.mktemp("models")
+    for frequency, result in trained.items():
+        publish_set(folder, "BTC", frequency, result.model_id, result.files)
+    return folder
