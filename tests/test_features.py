@@ -84,9 +84,16 @@ def standardiser_for(spec: FrequencySpec) -> Standardiser:
     return Standardiser(profile=wavy_profile(spec.bar_s), unit_bps=4.0, cap=9.0)
 
 
-def frame_bytes(frame: FeatureFrame) -> bytes:
-    parts = (frame.shared, frame.by_bucket, frame.level, frame.end_ts)
-    return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+# Comparing inside a function keeps a failure from printing megabytes of bytes.
+def same_bytes(left: np.ndarray, right: np.ndarray) -> bool:
+    return left.shape == right.shape and left.tobytes() == right.tobytes()
+
+
+def same_frame(left: FeatureFrame, right: FeatureFrame) -> bool:
+    return all(
+        same_bytes(getattr(left, name), getattr(right, name))
+        for name in ("shared", "by_bucket", "level", "end_ts")
+    )
 
 
 # ---------------------------------------------------------------- the grid of returns
@@ -113,14 +120,14 @@ def test_the_grid_from_any_start_is_the_tail_of_the_full_grid(spec, gaps, missin
     cut = int(start * len(full))
     tail = return_grid(bars, START + cut * spec.bar_s)
     for name in ("open_ts", "returns", "span"):
-        assert getattr(tail, name).tobytes() == getattr(full, name)[cut:].tobytes()
+        assert same_bytes(getattr(tail, name), getattr(full, name)[cut:])
 
 
 def test_a_grid_that_starts_before_the_first_bar_begins_with_a_gap():
     bars = bars_at(full_grid(0.1, 300), 300)
     grid = return_grid(bars, START - 3 * 300)
     assert grid.span[:5].tolist() == [0, 0, 0, 0, 1]
-    assert grid.returns[4:].tobytes() == return_grid(bars).returns[1:].tobytes()
+    assert same_bytes(grid.returns[4:], return_grid(bars).returns[1:])
 
 
 def test_a_grid_that_starts_after_the_last_bar_is_empty():
@@ -160,7 +167,7 @@ def test_a_gap_that_began_before_the_grid_is_divided_by_its_full_length():
     bars, standardiser = bars_at(open_ts, 300), standardiser_for(LF)
     full = standardiser.apply(return_grid(bars))
     tail = standardiser.apply(return_grid(bars, START + 250 * 300))
-    assert tail.tobytes() == full[250:].tobytes()
+    assert same_bytes(tail, full[250:])
     assert np.isfinite(tail[150])
 
 
@@ -236,10 +243,10 @@ def test_bar_by_bar_saved_and_loaded_halfway_gives_the_bytes_of_one_pass(spec, t
         step = trace_ewma(spec, z[bar : bar + 1], state)
         state = step.state
         means.append(step.means)
-    assert np.concatenate(means, axis=2).tobytes() == whole.means.tobytes()
+    assert same_bytes(np.concatenate(means, axis=2), whole.means)
     assert state.end_ts == whole.state.end_ts == grid.open_ts[-1] + spec.bar_s
-    assert state.sums.tobytes() == whole.state.sums.tobytes()
-    assert state.weights.tobytes() == whole.state.weights.tobytes()
+    assert same_bytes(state.sums, whole.state.sums)
+    assert same_bytes(state.weights, whole.state.weights)
 
 
 @given(cuts=st.lists(st.integers(0, 400), max_size=5), seed=st.integers(0, 99))
@@ -252,10 +259,8 @@ def test_any_division_into_parts_leaves_the_same_state(cuts, seed):
     for part in np.split(z, sorted(cuts)):
         state = trace_ewma(LF, part, state).state
     assert state.end_ts == whole.end_ts
-    assert (state.sums.tobytes(), state.weights.tobytes()) == (
-        whole.sums.tobytes(),
-        whole.weights.tobytes(),
-    )
+    assert same_bytes(state.sums, whole.sums)
+    assert same_bytes(state.weights, whole.weights)
 
 
 # ---------------------------------------------------------------- windows and targets
@@ -314,13 +319,7 @@ def rows_from_memory(
     spec: FrequencySpec, standardiser: Standardiser, bars: Bars, rows: np.ndarray, begin: int
 ) -> FeatureFrame:
     """Rows (bars since START) computed from bars and a stored state of bar `begin` alone."""
-    whole = return_grid(bars)
-    early = replace(
-        whole,
-        open_ts=whole.open_ts[:begin],
-        returns=whole.returns[:begin],
-        span=whole.span[:begin],
-    )
+    early = return_grid(bars).part(0, begin)
     before = trace_ewma(spec, standardiser.apply(early), initial_state(spec, START)).state
     with TemporaryDirectory() as folder:
         state = stored_and_loaded(before, Path(folder))
@@ -344,7 +343,7 @@ def test_rows_from_memory_and_state_have_the_bytes_of_rows_from_all_history(
     begin = max(len(grid) - memory - 40, 0)
     rows = np.arange(begin + memory, len(grid)) if begin else np.array([len(grid) - 1])
     full = feature_frame(spec, standardiser, grid, initial_state(spec, START), rows)
-    assert frame_bytes(rows_from_memory(spec, standardiser, bars, rows, begin)) == frame_bytes(full)
+    assert same_frame(rows_from_memory(spec, standardiser, bars, rows, begin), full)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -355,8 +354,8 @@ def test_the_bytes_of_a_row_do_not_depend_on_its_neighbours(spec):
     together = feature_frame(spec, standardiser, grid, state, rows)
     for at in (0, 7, 32):
         alone = feature_frame(spec, standardiser, grid, state, rows[at : at + 1])
-        assert alone.shared.tobytes() == together.shared[at].tobytes()
-        assert alone.by_bucket.tobytes() == together.by_bucket[:, at].tobytes()
+        assert same_bytes(alone.shared[0], together.shared[at])
+        assert same_bytes(alone.by_bucket[:, 0], together.by_bucket[:, at])
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -375,15 +374,10 @@ def test_nothing_after_a_row_reaches_it(spec, row, gaps, seed):
     wild = np.where(bars.open_ts <= now, bars.close, bars.close * (1 + 0.5 * np.sin(bars.open_ts)))
     corrupted = return_grid(replace(bars, close=wild))
     honest = feature_frame(spec, standardiser, grid, state, rows)
-    assert frame_bytes(feature_frame(spec, standardiser, corrupted, state, rows)) == frame_bytes(
-        honest
-    )
+    assert same_frame(feature_frame(spec, standardiser, corrupted, state, rows), honest)
     cut = return_grid(bars.between(None, int(now) + spec.bar_s))
-    padded = np.minimum(rows, len(cut) - 1)
     if len(cut) > rows[-1]:
-        assert frame_bytes(feature_frame(spec, standardiser, cut, state, padded)) == frame_bytes(
-            honest
-        )
+        assert same_frame(feature_frame(spec, standardiser, cut, state, rows), honest)
 
 
 @pytest.mark.parametrize("spec", SPECS)
