@@ -21,6 +21,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "ensemble",
         "scoring",
         "comparison",
+        "bootstrap",
         "path_fitting",
         "training_rows",
         "model_selection",
@@ -31,8 +32,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "path_checks",
     ),
     2: ("state_store", "data_fetcher", "model_store", "lgbm_predictor", "lgbm_trainer"),
-    3: ("market_view", "forecast_engine", "market_baselines", "replay"),
-    4: ("http_service", "console", "plots"),
+    3: ("market_view", "forecast_engine", "market_baselines", "replay", "attribution"),
+    4: ("http_service", "console", "plots", "report"),
     5: ("train_models", "miner", "test_miner", "backtest", "import_bars", "demo"),
 }
 
@@ -75,6 +76,11 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"forecast_engine", "market_view"}),
         "a replay runs what answers live",
     ),
+    "attribution": (
+        frozenset({"forecast_engine", "market_view"}),
+        "parts are replaced in the forecasts that answer live",
+    ),
+    "report": (frozenset({"plots"}), "a page of figures"),
     "lgbm_trainer": (
         frozenset({"lgbm_predictor", "model_store"}),
         "validation uses the models as they are served, then publishes them",
