@@ -34,9 +34,10 @@ from uncertainty_engine import (
     blend_log_levels,
     bucket_centres,
     bucket_design,
+    weigh_blend,
 )
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 CALIBRATION: Final = "calibration.json"
 SCALE_MODEL: Final = "scale.txt"
 
@@ -55,6 +56,7 @@ class Calibration:
 
     standardiser: Standardiser
     linear: tuple[LogLinearScale, ...]  # one per lead bucket
+    blend_shares: FloatArray  # (buckets,): how much of it counts beside the single EWMA, 0 to 1
     scale_strength: float  # share of LightGBM's correction that is applied, 0 to 1
     centre_weights: Mapping[int, float]  # by anchor lead in seconds, 0 to 1
     controller: Controller  # as it stood when training ended
@@ -66,6 +68,7 @@ class Calibration:
         return {
             "standardiser": self.standardiser.to_dict(),
             "linear": [part.to_dict() for part in self.linear],
+            "blend_shares": self.blend_shares.tolist(),
             "scale_strength": self.scale_strength,
             "centre_weights": {str(lead): w for lead, w in self.centre_weights.items()},
             "controller": self.controller.to_dict(),
@@ -79,6 +82,7 @@ class Calibration:
         return cls(
             standardiser=Standardiser.from_dict(values["standardiser"]),
             linear=tuple(LogLinearScale.from_dict(part) for part in values["linear"]),
+            blend_shares=np.array(values["blend_shares"], dtype=np.float64),
             scale_strength=float(values["scale_strength"]),
             centre_weights={int(k): float(v) for k, v in values["centre_weights"].items()},
             controller=Controller.from_dict(values["controller"]),
@@ -113,7 +117,23 @@ class ModelSet:
         return self.scale_model is not None
 
     def linear_log_levels(self, frame: FeatureFrame) -> FloatArray:
-        """Log mean |z| by the log-linear blend alone; (buckets, n)."""
+        """Log mean |z| without LightGBM: the single EWMA and the blend; (buckets, n)."""
+        return self._weighed(self._blend(frame), frame)
+
+    def log_levels(self, frame: FeatureFrame) -> FloatArray:
+        """Log mean |z| per lead bucket, LightGBM's correction included; (buckets, n)."""
+        blend = self._blend(frame)
+        levels = self._weighed(blend, frame)
+        if self.scale_model is None or self.calibration.scale_strength == 0.0:
+            return levels
+        design = np.vstack(
+            [scale_design(self.spec, frame, bucket, blend[bucket]) for bucket in range(len(blend))]
+        )
+        raw = np.asarray(self.scale_model.predict(design, raw_score=True), dtype=np.float64)
+        return blend_log_levels(levels, raw.reshape(levels.shape), self.calibration.scale_strength)
+
+    def _blend(self, frame: FeatureFrame) -> FloatArray:
+        """The log-linear blend at full share; (buckets, n)."""
         return np.stack(
             [
                 part.log_level(bucket_design(frame, bucket))
@@ -121,19 +141,8 @@ class ModelSet:
             ]
         )
 
-    def log_levels(self, frame: FeatureFrame) -> FloatArray:
-        """Log mean |z| per lead bucket, LightGBM's correction included; (buckets, n)."""
-        linear = self.linear_log_levels(frame)
-        if self.scale_model is None or self.calibration.scale_strength == 0.0:
-            return linear
-        design = np.vstack(
-            [
-                scale_design(self.spec, frame, bucket, linear[bucket])
-                for bucket in range(len(linear))
-            ]
-        )
-        raw = np.asarray(self.scale_model.predict(design, raw_score=True), dtype=np.float64)
-        return blend_log_levels(linear, raw.reshape(linear.shape), self.calibration.scale_strength)
+    def _weighed(self, blend: FloatArray, frame: FeatureFrame) -> FloatArray:
+        return weigh_blend(blend, fallback_log_level(frame), self.calibration.blend_shares)
 
     def centre_in_scale(self, frame: FeatureFrame) -> dict[int, float]:
         """Expected return at the anchor leads for the frame's last row.
@@ -160,6 +169,11 @@ def _last_row(frame: FeatureFrame) -> FeatureFrame:
         level=frame.level[-1:],
         end_ts=frame.end_ts[-1:],
     )
+
+
+def fallback_log_level(frame: FeatureFrame) -> FloatArray:
+    """Log mean |z| by the single EWMA; (n,)."""
+    return np.asarray(np.log(np.maximum(frame.level, 1e-3)), dtype=np.float64)
 
 
 def scale_design(

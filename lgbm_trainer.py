@@ -33,7 +33,7 @@ from config import (
     asset_spec,
     competition_like,
 )
-from domain import IntArray, MarketHistory
+from domain import FloatArray, IntArray, MarketHistory
 from errors import InsufficientHistory
 from features import ReturnGrid, return_grid
 from lgbm_predictor import (
@@ -44,14 +44,17 @@ from lgbm_predictor import (
     centre_design,
     centre_file,
     centre_names,
+    fallback_log_level,
     lead_layout,
     scale_design,
     scale_names,
 )
 from model_selection import (
     Judged,
+    apply_shares,
     centre_weights,
     choose_gain,
+    choose_shares,
     choose_strength,
     past_prompts,
     skills_by_bucket,
@@ -315,7 +318,7 @@ def _predict_fold(
         linear=linear,
         correction=np.asarray(correction, dtype=np.float64),
         targets=market.targets[:, rows],
-        fallback=np.log(np.maximum(frame.level, 1e-3)),
+        fallback=fallback_log_level(frame),
         centre=np.asarray(centre, dtype=np.float64),
         centre_targets=np.stack([market.centre_targets(rows, bars) for bars in lead_bars]),
         scale_rounds=max(int(scale.best_iteration), 1),
@@ -360,7 +363,7 @@ def train(
                 f"{_name(history)}: {_extent(history, grid)} are too few to judge a forecast "
                 "by, because the market rested at their end: collect or import more."
             ) from None
-    return _result(history, judged, chosen, fitted, seed, perf_counter() - begun)
+    return _result(history, chosen, fitted, seed, perf_counter() - begun)
 
 
 def _recent(history: MarketHistory, days: float) -> tuple[MarketHistory, ReturnGrid, ReturnGrid]:
@@ -430,6 +433,8 @@ def _market(
 class _Choice:
     """What the judged rows decided."""
 
+    judged: list[Judged]  # with the blend at its shares
+    shares: FloatArray
     strength: float
     centre: Mapping[int, tuple[float, float]]  # lead to shrinkage and skill
     gain: float
@@ -448,6 +453,8 @@ def _choose(
     progress: Progress,
 ) -> _Choice:
     spec = market.spec
+    shares = choose_shares(judged)
+    judged = apply_shares(judged, shares)
     strength = choose_strength(judged)
     gain, controller = choose_gain(judged)
     weight = recency_weights(
@@ -475,6 +482,8 @@ def _choose(
     )
     rounds = np.median([fold.centre_rounds for fold in judged], axis=0)
     return _Choice(
+        judged=judged,
+        shares=shares,
         strength=strength,
         centre=centre_weights(judged, spec),
         gain=gain,
@@ -509,6 +518,7 @@ def _fit_final(
     calibration = Calibration(
         standardiser=market.standardiser,
         linear=blend,
+        blend_shares=chosen.shares,
         scale_strength=chosen.strength,
         centre_weights={lead: weight for lead, (weight, _) in chosen.centre.items()},
         controller=chosen.controller,
@@ -521,14 +531,13 @@ def _fit_final(
 
 def _result(
     history: MarketHistory,
-    judged: list[Judged],
     chosen: _Choice,
     fitted: tuple[dict[str, bytes], dict[int, int]],
     seed: int,
     seconds: float,
 ) -> TrainingResult:
     files, counts = fitted
-    leads = _lead_reports(history, judged, chosen, counts)
+    leads = _lead_reports(history, chosen, counts)
     model_id = _model_id(history, files)
     manifest = {
         "schema": SCHEMA,
@@ -540,6 +549,7 @@ def _result(
         },
         "leads": lead_layout(FREQUENCIES[history.frequency]),
         "weights": {
+            "blend_shares": chosen.shares.tolist(),
             "scale_strength": chosen.strength,
             "scale_rounds": chosen.scale_rounds,
             "controller_gain": chosen.gain,
@@ -595,10 +605,10 @@ def _lead_metrics(lead: LeadReport) -> dict[str, Any]:
 
 
 def _lead_reports(
-    history: MarketHistory, judged: list[Judged], chosen: _Choice, counts: Mapping[int, int]
+    history: MarketHistory, chosen: _Choice, counts: Mapping[int, int]
 ) -> tuple[LeadReport, ...]:
     spec = FREQUENCIES[history.frequency]
-    skills = skills_by_bucket(judged, chosen.strength)
+    skills = skills_by_bucket(chosen.judged, chosen.strength)
     reports = []
     for lead, lead_s in enumerate(spec.leads_s):
         bucket = int(np.searchsorted(spec.bucket_ends, lead_s // spec.bar_s))

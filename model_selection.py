@@ -5,7 +5,7 @@ Each choice starts from "leave it out" and moves only for a gain that exceeds it
 standard error over blocks of days.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -21,8 +21,10 @@ from uncertainty_engine import (
     controller_stride,
     gamma_deviance,
     neutral_controller,
+    weigh_blend,
 )
 
+SHARES: Final = (0.25, 0.5, 0.75, 1.0)  # of the log-linear blend that are tried
 STRENGTHS: Final = (0.0, 0.5, 1.0)  # shares of the scale correction that are tried
 GAINS: Final = (0.0, 0.2, 0.35, 0.5)  # gains of the controller that are tried
 GAIN_ERRORS: Final = 2.0  # standard errors by which it must beat none
@@ -37,7 +39,7 @@ class Judged:
     standardiser: Standardiser
     rows: IntArray  # (n,), bars of the grid
     end_ts: IntArray  # (n,), when they closed
-    linear: FloatArray  # (buckets, n): log level by the blend
+    linear: FloatArray  # (buckets, n): log level by the blend, or what is left of it
     correction: FloatArray  # (buckets, n): LightGBM's raw score
     targets: FloatArray  # (buckets, n)
     fallback: FloatArray  # (n,): log of the single EWMA
@@ -67,6 +69,33 @@ def _mean_and_error(values: FloatArray, blocks: IntArray) -> tuple[float, float]
     mean = float(total.sum() / count.sum())
     error = float(np.sqrt(((total - mean * count) ** 2).sum()) / count.sum())
     return mean, error if np.count_nonzero(count) > 1 else np.inf
+
+
+def choose_shares(judged: list[Judged]) -> FloatArray:
+    """The share of the blend that beats the single EWMA most, by an error; (buckets,).
+
+    With weeks of history instead of months the blend loses at long leads, and
+    with days of it everywhere: 0 then leaves it out.
+    """
+    fallback, linear = _pooled(judged, "fallback"), _pooled(judged, "linear")
+    targets, blocks = _pooled(judged, "targets"), day_blocks(judged)
+    shares = np.zeros(len(linear))
+    for bucket, target in enumerate(targets):
+        best_gain = 0.0
+        for share in SHARES:
+            level = fallback + share * (linear[bucket] - fallback)
+            gain = gamma_deviance(target, fallback) - gamma_deviance(target, level)
+            mean, error = _mean_and_error(gain[None], blocks)
+            if mean > max(error, best_gain):
+                shares[bucket], best_gain = share, mean
+    return shares
+
+
+def apply_shares(judged: list[Judged], shares: FloatArray) -> list[Judged]:
+    """The folds with what the shares leave of the blend."""
+    return [
+        replace(fold, linear=weigh_blend(fold.linear, fold.fallback, shares)) for fold in judged
+    ]
 
 
 def choose_strength(judged: list[Judged]) -> float:

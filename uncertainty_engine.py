@@ -288,3 +288,11 @@ def blend_log_levels(
 ) -> FloatArray:
     """Log levels of the buckets with part of LightGBM's correction; (buckets,)."""
     return np.asarray(linear, dtype=np.float64) + strength * correction
+
+
+def weigh_blend(linear: FloatArray, fallback: FloatArray, shares: FloatArray) -> FloatArray:
+    """Log levels between the single EWMA (share 0) and the log-linear blend (share 1).
+
+    `linear` (buckets, n), `fallback` (n,), `shares` (buckets,); returns (buckets, n).
+    """
+    return np.asarray(fallback + shares[:, None] * (linear - fallback), dtype=np.float64)

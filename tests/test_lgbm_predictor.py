@@ -16,6 +16,7 @@ from features import feature_frame, initial_state, return_grid
 from lgbm_predictor import (
     CALIBRATION,
     SCALE_MODEL,
+    SCHEMA,
     centre_design,
     centre_file,
     interpolate_centre,
@@ -24,6 +25,7 @@ from lgbm_predictor import (
     scale_design,
 )
 from model_store import MANIFEST, digest, published_sets, seal_manifest
+from uncertainty_engine import bucket_design
 
 HF = FREQUENCIES[Frequency.HF]
 FILES = (MANIFEST, CALIBRATION, SCALE_MODEL, *(centre_file(lead) for lead in HF.leads_s))
@@ -116,7 +118,7 @@ def test_a_missing_file_is_named(folder, name):
     assert f"{folder / name} cannot be read (No such file" in refusal_of(folder)
 
 
-@pytest.mark.parametrize("content", [b"[]", b"null", b"7", b"{}", b'{"schema": 1}'])
+@pytest.mark.parametrize("content", [b"[]", b"null", b"7", b"{}", b'{"schema": 2}'])
 def test_a_manifest_that_is_none_is_refused(folder, content):
     (folder / MANIFEST).write_bytes(content)
     refusal_of(folder)
@@ -130,7 +132,7 @@ def test_a_manifest_changed_by_hand_is_refused(folder):
 
 def test_a_set_of_an_unknown_schema_is_refused(folder):
     rewrite(folder, schema=99)
-    assert "has schema 99, this version reads 1" in refusal_of(folder)
+    assert f"has schema 99, this version reads {SCHEMA}" in refusal_of(folder)
 
 
 @pytest.mark.parametrize("kind", ["scale", "centre"])
@@ -193,16 +195,27 @@ def weighed(models, **changes):
     return replace(models, calibration=replace(models.calibration, **changes))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_level_lies_between_the_ewma_and_the_blend(models, frame, share):
+    shares = np.full(len(HF.bucket_ends), share)
+    levels = weighed(models, blend_shares=shares, scale_strength=0.0).log_levels(frame)
+    ewma = np.log(frame.level)
+    for bucket, part in enumerate(models.calibration.linear):
+        blend = part.log_level(bucket_design(frame, bucket))
+        np.testing.assert_allclose(levels[bucket], (1 - share) * ewma + share * blend)
+
+
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
-def test_the_scale_is_the_blend_and_a_share_of_the_correction(models, frame, trained, strength):
+def test_a_share_of_the_correction_comes_on_top(models, frame, trained, strength):
     levels = weighed(models, scale_strength=strength).log_levels(frame)
-    linear = models.linear_log_levels(frame)
+    below = models.linear_log_levels(frame)
     trees = Booster(model_str=trained[Frequency.HF].files[SCALE_MODEL].decode())
-    for bucket in range(len(HF.bucket_ends)):
-        correction = trees.predict(scale_design(HF, frame, bucket, linear[bucket]), raw_score=True)
+    for bucket, part in enumerate(models.calibration.linear):
+        blend = part.log_level(bucket_design(frame, bucket))
+        correction = trees.predict(scale_design(HF, frame, bucket, blend), raw_score=True)
         assert np.ptp(correction) > 0
         np.testing.assert_allclose(
-            levels[bucket] - linear[bucket], strength * correction, atol=1e-12
+            levels[bucket] - below[bucket], strength * correction, atol=1e-12
         )
 
 

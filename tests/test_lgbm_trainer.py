@@ -303,3 +303,22 @@ def test_a_market_that_follows_its_last_move_earns_its_centre_a_weight(archive):
     # one step ahead an AR(1) of 0.4 explains 0.4² = 16 % of the variance
     assert 0.04 < first.centre_skill < 0.17
     assert first.centre_weight > 0.5
+
+
+def test_a_blend_that_learned_from_a_few_days_is_left_out(trained):
+    shares = orjson.loads(trained[Frequency.HF].files[MANIFEST])["weights"]["blend_shares"]
+    assert shares == [0.0] * len(HF.bucket_ends)
+
+
+@pytest.mark.usefixtures("few_rounds")
+def test_a_blend_that_sees_more_than_the_ewma_earns_its_share(archive):
+    """Loud quarters of an hour at no fixed time: two hours' average is slow to notice."""
+    history = archive.load("BTC", Frequency.HF).history
+    loud = np.where(history.bars.open_ts // 900 % 7 == 0, 4.0, 1.0)
+    moves = 3e-4 * loud * np.random.default_rng(3).standard_normal(len(loud))
+    result = train(
+        with_close(history, 1e5 * np.exp(np.cumsum(moves))), days=9, seed=0, profile=PROFILE
+    )
+    shares = orjson.loads(result.files[MANIFEST])["weights"]["blend_shares"]
+    assert min(shares[:4]) >= 0.5  # the first quarter of an hour
+    assert all(lead.scale_skill > 0.01 for lead in result.leads[:4])
