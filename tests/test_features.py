@@ -286,6 +286,14 @@ def test_window_means_equal_a_plain_loop(n, missing, seed, begin, width):
     assert got[0] == pytest.approx(slow_mean_size(z, begin, begin + width, -7.0), abs=QUANTUM)
 
 
+def test_window_means_are_exact_wherever_the_history_starts():
+    z = np.random.default_rng(2).standard_t(3, 20_000)
+    begin = np.arange(15_000, 19_000, 7)
+    whole = mean_size(window_sums(z), begin, begin + 300, np.nan)
+    part = mean_size(window_sums(z[14_000:]), begin - 14_000, begin - 13_700, np.nan)
+    assert same_bytes(whole, part)
+
+
 @pytest.mark.parametrize("spec", SPECS)
 @given(missing=st.floats(0, 1), seed=st.integers(0, 999), n=st.integers(2, 400))
 @settings(max_examples=20)
@@ -358,7 +366,11 @@ def test_the_bytes_of_a_row_do_not_depend_on_its_neighbours(spec):
         assert same_bytes(alone.by_bucket[:, 0], together.by_bucket[:, at])
 
 
-@pytest.mark.parametrize("spec", SPECS)
+# Its last bucket is longer than the day by which it is shifted back.
+LONG = replace(LF, bucket_ends=(*LF.bucket_ends[:-1], 600))
+
+
+@pytest.mark.parametrize("spec", [*SPECS, pytest.param(LONG, id="long")])
 @given(
     row=st.floats(0.05, 1),
     gaps=GAPS,
@@ -431,6 +443,9 @@ def test_prices_that_never_move_can_be_standardised():
     grid = return_grid(bars_at(full_grid(1, 300), 300, bps=0.0))
     fitted = fit_standardiser(grid, flat_profile(300, MarketHours.EQUITY))
     assert np.nanmax(np.abs(fitted.apply(grid))) == 0.0
+    rows, state = np.arange(len(grid)), initial_state(LF, START)
+    frame = feature_frame(LF, fitted, grid, state, rows)
+    assert column(frame, "log_size_3").min() == pytest.approx(np.log(1e-3))
 
 
 @pytest.mark.parametrize("spec", SPECS)
