@@ -37,6 +37,7 @@ CAP_QUANTILE: Final = 0.9995
 EWMA_PRIOR_WEIGHT: Final = 0.05  # of the next slower average, in bars
 LOG_FLOOR: Final = 0.05  # added to |z| before a logarithm; mean |z| is 1
 
+CLOCK_NAMES: Final = ("closed", "day_sin", "day_cos", "weekday")
 SHIFTS_DAYS: Final = (1, 2, 3, 5, 7)  # the same window on earlier days
 
 
@@ -349,6 +350,9 @@ def _ewma_columns(spec: FrequencySpec, trace: EwmaTrace, rows: IntArray) -> dict
     size = np.maximum(means[0], 1e-3)
     columns = {f"log_size_{name}": np.log(size[h]) for h, name in enumerate(names)}
     for h in range(1, len(names), 2):
+        # A day and slower, only the size itself forecasts: the rest fits the past.
+        if spec.ewma_half_lives[h] >= spec.bars_per_day:
+            continue
         square = np.maximum(means[1, h], 1e-6)
         columns[f"log_rms_ratio_{names[h]}"] = 0.5 * np.log(square) - np.log(size[h])
         columns[f"log_mean_ratio_{names[h]}"] = means[2, h] - np.log(size[h] + LOG_FLOOR)
@@ -400,12 +404,9 @@ def _clock_columns(
 ) -> dict[str, FloatArray]:
     local = new_york_seconds(grid.open_ts[rows] + grid.bar_s)
     day = 2 * np.pi * (local % DAY_S) / DAY_S
-    return {
-        "closed": is_closed(local, standardiser.profile.hours).astype(np.float64),
-        "day_sin": np.sin(day),
-        "day_cos": np.cos(day),
-        "weekday": weekday_of(local).astype(np.float64),
-    }
+    closed = is_closed(local, standardiser.profile.hours).astype(np.float64)
+    weekday = weekday_of(local).astype(np.float64)
+    return dict(zip(CLOCK_NAMES, (closed, np.sin(day), np.cos(day), weekday), strict=True))
 
 
 def bucket_edges(spec: FrequencySpec) -> tuple[tuple[int, int], ...]:

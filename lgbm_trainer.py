@@ -78,6 +78,7 @@ from training_rows import (
 from uncertainty_engine import (
     Controller,
     LogLinearScale,
+    blend_ridge,
     bucket_design,
     controller_stride,
     fit_log_linear,
@@ -172,9 +173,8 @@ def _fit_blend(market: Market, train_end: int, rng: Generator) -> tuple[LogLinea
         _require_rows(chosen)
         part = take_rows(market.frame, chosen)
         weight = recency_weights(part.end_ts, now, spec.blend_half_life_days)
-        fits.append(
-            fit_log_linear(bucket_design(part, bucket), market.targets[bucket, chosen], weight)
-        )
+        design, target = bucket_design(part, bucket), market.targets[bucket, chosen]
+        fits.append(fit_log_linear(design, target, weight, ridge=blend_ridge(spec)))
     return tuple(fits)
 
 

@@ -20,11 +20,15 @@ from scipy.signal import lfilter
 
 from config import FrequencySpec
 from domain import FloatArray, IntArray
-from features import FeatureFrame, Standardiser, bucket_edges
+from features import CLOCK_NAMES, FeatureFrame, Standardiser, bucket_edges, feature_names
 
 CLIP_SD: Final = 5.0  # features are clipped at this many standard deviations
 RESIDUAL_LIMIT: Final = 8.0  # y/μ beyond this does not pull harder on the fit
-RIDGE: Final = 0.1  # on standardised features, per feature and effective row
+# Penalties on slopes of standardised features, in units of one such feature's
+# information. Averages of size carry the forecast, the rest may refine it.
+SIZE_RIDGE: Final = 0.03
+OTHER_RIDGE: Final = 0.3
+LIGHT_RIDGE: Final = 1e-4  # for a few features that all belong
 NEWTON_STEPS: Final = 12
 
 CONTROLLER_HALF_LIFE_DAYS: Final = 10.0
@@ -85,11 +89,14 @@ def bucket_design(frame: FeatureFrame, bucket: int) -> FloatArray:
 
 
 def fit_log_linear(
-    x: FloatArray, y: FloatArray, weight: FloatArray, *, ridge: float = RIDGE
+    x: FloatArray, y: FloatArray, weight: FloatArray, *, ridge: float | FloatArray = LIGHT_RIDGE
 ) -> LogLinearScale:
     """Gamma regression with a log link, ridge and a bounded gradient.
 
-    `x` (n, features), `y` (n,) >= 0, the mean |z|, `weight` (n,). The information
+    `x` (n, features), `y` (n,) >= 0, the mean |z|, `weight` (n,), `ridge`
+    (features,) or one for all: the penalty on half the squared slope, beside a loss of weight 1
+    in all; infinite leaves a feature out. It does not fade as rows are added:
+    outcomes overlap, and a year of them is a handful of regimes. The information
     matrix of the gamma family does not depend on the fit, so one factorisation
     serves every Newton step.
     """
@@ -99,8 +106,9 @@ def fit_log_linear(
     standard = np.clip((x - centre) / spread, -CLIP_SD, CLIP_SD)
     # Clipping moves the mean a little; the intercept below must not feel it.
     standard = np.column_stack([np.ones(len(x)), standard])
-    penalty = np.full(standard.shape[1], ridge / effective_rows(weight) * len(centre))
-    penalty[0] = 0.0
+    each = np.broadcast_to(np.asarray(ridge, dtype=np.float64), centre.shape)
+    standard[:, 1:] *= np.isfinite(each)
+    penalty = np.concatenate(([0.0], np.where(np.isfinite(each), each, 1.0)))
     information = (standard * weight[:, None]).T @ standard + np.diag(penalty)
     factor = cho_factor(information + 1e-9 * np.eye(len(penalty)))
     beta = np.zeros(len(penalty))
@@ -110,6 +118,22 @@ def fit_log_linear(
         gradient = standard.T @ (weight * (ratio - 1)) - penalty * beta
         beta += cho_solve(factor, gradient)
     return LogLinearScale(centre=centre, spread=spread, slope=beta[1:], intercept=float(beta[0]))
+
+
+def blend_ridge(spec: FrequencySpec) -> FloatArray:
+    """The penalty on every feature of the blend; (features,).
+
+    The clock is divided out before; what is left of it is for the trees to find.
+    """
+    shared, by_bucket = feature_names(spec)
+    sizes = {f"log_size_{half_life:g}" for half_life in spec.ewma_half_lives}
+    left_out = {*CLOCK_NAMES, "log_profile"}
+    return np.array(
+        [
+            SIZE_RIDGE if name in sizes else np.inf if name in left_out else OTHER_RIDGE
+            for name in (*shared, *by_bucket)
+        ]
+    )
 
 
 def effective_rows(weight: FloatArray) -> float:

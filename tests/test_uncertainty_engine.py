@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from config import DAY_S, FREQUENCIES, Frequency, FrequencySpec, MarketHours
-from features import Standardiser
+from features import Standardiser, feature_names
 from path_simulator import correlate_steps
 from seasonality import flat_profile
 from uncertainty_engine import (
@@ -23,6 +23,7 @@ from uncertainty_engine import (
     LogLinearScale,
     advance_controller,
     blend_log_levels,
+    blend_ridge,
     bucket_centres,
     controller_stride,
     effective_rows,
@@ -69,7 +70,7 @@ def slow_penalised_fit(x, y, weight, ridge: float):
     centre = weight @ x
     spread = np.sqrt(weight @ (x - centre) ** 2)
     standard = np.clip((x - centre) / spread, -CLIP_SD, CLIP_SD)
-    penalty = ridge * x.shape[1] * (weight**2).sum()
+    penalty = ridge
 
     def loss(beta):
         linear = beta[0] + standard @ beta[1:]
@@ -83,7 +84,7 @@ def slow_penalised_fit(x, y, weight, ridge: float):
     return found.x
 
 
-@pytest.mark.parametrize("ridge", [0.1, 50.0])
+@pytest.mark.parametrize("ridge", [0.001, 0.3])
 @pytest.mark.parametrize("seed", [2, 3])
 def test_the_blend_is_the_optimum_that_a_general_minimiser_finds(seed, ridge):
     x, y, weight, _, _ = planted_rows(seed, n=600, noise_shape=6.0)
@@ -102,9 +103,27 @@ def test_a_crash_pulls_no_harder_than_the_limit():
     assert np.abs(level - log_mean).mean() < 0.05
 
 
+def test_an_infinite_ridge_leaves_a_feature_out():
+    x, y, weight, _, _ = planted_rows(5, n=400)
+    ridge = np.full(x.shape[1], 0.01)
+    ridge[0] = np.inf
+    without = fit_log_linear(x[:, 1:], y, weight, ridge=0.01)
+    fit = fit_log_linear(x, y, weight, ridge=ridge)
+    assert fit.slope[0] == 0.0
+    np.testing.assert_allclose(fit.slope[1:], without.slope, rtol=1e-6)
+
+
+def test_the_blend_weighs_sizes_least_and_the_clock_not_at_all():
+    for spec in FREQUENCIES.values():
+        shared, by_bucket = feature_names(spec)
+        penalty = dict(zip((*shared, *by_bucket), blend_ridge(spec), strict=True))
+        slowest = f"log_size_{spec.ewma_half_lives[-1]:g}"
+        assert penalty[slowest] < penalty["range_24h"] < penalty["weekday"] == np.inf
+
+
 def test_a_stronger_ridge_flattens_the_slopes():
     x, y, weight, _, _ = planted_rows(5, n=400)
-    sizes = [np.abs(fit_log_linear(x, y, weight, ridge=r).slope).sum() for r in (0.0, 10.0, 1e4)]
+    sizes = [np.abs(fit_log_linear(x, y, weight, ridge=r).slope).sum() for r in (0.0, 0.1, 100.0)]
     assert sizes[0] > sizes[1] > 10 * sizes[2]
 
 
