@@ -3,6 +3,8 @@
 One function serves the live forecast and the search for path shapes in training.
 """
 
+from typing import Final
+
 import numpy as np
 from numpy.random import Generator
 
@@ -10,6 +12,9 @@ from config import NUM_PATHS, FrequencySpec
 from domain import FloatArray, IntArray
 from path_simulator import PathShape, simulate_steps
 from quantile_matching import match_quantiles, unit_quantiles
+
+# The quantiles of fewer are too regular: a single path would stand at every median.
+MATCHED_PATHS: Final = 100
 
 
 def draw_moves(
@@ -30,18 +35,19 @@ def draw_moves(
     """
     step_s = np.diff(times).astype(np.float64)
     steps = simulate_steps(rng, scale, step_s, shape, n_paths=n_paths)
-    # What lies before point 0 is in every sum, but in no scored interval.
-    lead_in = int(np.searchsorted(times, points[0]))
-    unit_s = float(step_s[-1])
-    match_quantiles(
-        steps[:, lead_in:],
-        scale[lead_in:],
-        unit_s,
-        shape,
-        prefixes=_whole_steps(spec.matched_prefixes_s, unit_s),
-        blocks=_whole_steps(spec.matched_blocks_s, unit_s),
-        cycles=spec.matching_cycles,
-    )
+    if n_paths >= MATCHED_PATHS:
+        # What lies before point 0 is in every sum, but in no scored interval.
+        lead_in = int(np.searchsorted(times, points[0]))
+        unit_s = float(step_s[-1])
+        match_quantiles(
+            steps[:, lead_in:],
+            scale[lead_in:],
+            unit_s,
+            shape,
+            prefixes=_whole_steps(spec.matched_prefixes_s, unit_s),
+            blocks=_whole_steps(spec.matched_blocks_s, unit_s),
+            cycles=spec.matching_cycles,
+        )
     moves = np.hstack([np.zeros((n_paths, 1)), np.cumsum(steps, axis=1)])
     return np.asarray(moves[:, np.searchsorted(times, points)], dtype=np.float64)
 

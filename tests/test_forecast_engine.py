@@ -1,0 +1,667 @@
+"""From history and models to an answer, whatever is missing, damaged or new."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import orjson
+import pytest
+
+from config import DAY_S, FREQUENCIES, Frequency, Settings
+from data_fetcher import ArchiveSource, LoadedHistory, SimulatedSource
+from domain import ForecastRequest, MarketHistory
+from errors import NoPriceError, RequestError, UnknownAsset
+from forecast_engine import (
+    ForecastEngine,
+    centre_path,
+    draw,
+    forecast,
+    request_frequency,
+    request_rng,
+)
+from lgbm_predictor import CALIBRATION, SCALE_MODEL, load_model_set
+from market_view import Rung, first_state, view_with_models
+from model_store import (
+    MANIFEST,
+    digest,
+    publish_set,
+    published_sets,
+    seal_manifest,
+    set_folder,
+)
+from uncertainty_engine import level_at, step_scales
+
+HF, LF = Frequency.HF, Frequency.LF
+
+
+@pytest.fixture
+def settings(model_dir, tmp_path):
+    """Settings of an engine over the published sets and an empty state folder."""
+    return Settings(source="archive", model_dir=model_dir, state_dir=tmp_path / "state")
+
+
+@pytest.fixture
+def engine(archive, settings):
+    return ForecastEngine.open(archive, settings)
+
+
+@pytest.fixture(scope="module")
+def shared_engine(archive, model_dir, tmp_path_factory):
+    """An engine for tests that only ask."""
+    state_dir = tmp_path_factory.mktemp("state")
+    return ForecastEngine.open(
+        archive, Settings(source="archive", model_dir=model_dir, state_dir=state_dir)
+    )
+
+
+@pytest.fixture
+def own_models(model_dir, tmp_path):
+    """A copy of the published sets, to be damaged."""
+    return shutil.copytree(model_dir, tmp_path / "models")
+
+
+def ask(start, *, asset="BTC", increment=60, length=3600, num_paths=50):
+    return ForecastRequest(
+        asset=asset,
+        start_ts=start,
+        increment_s=increment,
+        length_s=length,
+        num_paths=num_paths,
+    )
+
+
+def hour(engine, **changes):
+    return ask(engine.now() + 60, **changes)
+
+
+def day(engine, **changes):
+    return ask(engine.now() + 60, increment=300, length=86_400, **changes)
+
+
+def assert_a_market(answer, points):
+    assert answer.paths.shape == (answer.request.num_paths, points)
+    assert np.isfinite(answer.paths).all()
+    assert answer.paths.min() > 0
+    steps = np.diff(np.log(answer.paths), axis=1)
+    assert (steps.std(axis=1) > 0).all()  # no path is constant
+
+
+def flip(path):
+    """Damage a file in its middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@dataclass
+class Histories:
+    """A source of given histories, live or not."""
+
+    loaded: dict[tuple[str, Frequency], MarketHistory]
+    name: str = "archive"
+    live: bool = False
+    unknown_assets: tuple[str, ...] = ()
+
+    def frequencies(self):
+        assets = dict.fromkeys(asset for asset, _ in self.loaded)
+        return {a: tuple(f for f in Frequency if (a, f) in self.loaded) for a in assets}
+
+    def load(self, asset, frequency):
+        return LoadedHistory(history=self.loaded[asset, frequency], set_aside=())
+
+    def now(self):
+        return max(history.anchor_ts for history in self.loaded.values())
+
+
+def truncated(archive, now, asset="BTC"):
+    """The archive as it would have been at `now`."""
+    return Histories(
+        {
+            (asset, f): archive.load(asset, f).history.known_at(now)
+            for f in archive.frequencies()[asset]
+        }
+    )
+
+
+# ---------------------------------------------------------------- the pure forecast
+
+
+def test_a_forecast_depends_on_its_arguments_alone(archive, model_dir):
+    models = load_model_set(published_sets(model_dir, "BTC", HF)[0])
+    history = archive.load("BTC", HF).history
+    request, now = ask(archive.now()), archive.now()
+
+    def answer(seed):
+        return forecast(request, history, models, None, now, np.random.default_rng(seed))
+
+    one, two, other = answer(1), answer(1), answer(2)
+    assert one.paths.tobytes() == two.paths.tobytes()
+    assert one.diagnostics == two.diagnostics
+    assert one.paths.tobytes() != other.paths.tobytes()
+
+
+def test_a_forecast_without_any_price_is_refused(archive):
+    history = archive.load("BTC", HF).history
+    before = int(history.bars.open_ts[0])
+    with pytest.raises(NoPriceError, match="BTC: no price is known at"):
+        forecast(ask(before), history, None, None, before, np.random.default_rng(0))
+
+
+def test_the_engine_answers_with_the_pure_forecast(engine, archive, model_dir):
+    request = hour(engine)
+    models = load_model_set(published_sets(model_dir, "BTC", HF)[0])
+    pure = forecast(
+        request,
+        archive.load("BTC", HF).history,
+        models,
+        None,
+        engine.now(),
+        request_rng(0, request),
+    )
+    answer = engine.answer(request)
+    assert answer.paths.tobytes() == pure.paths.tobytes()
+    assert answer.diagnostics == pure.diagnostics
+
+
+# ---------------------------------------------------------------- what may be asked
+
+
+@pytest.mark.parametrize(
+    ("increment", "length", "frequency"),
+    [
+        (60, 3600, HF),
+        (300, 86_400, LF),
+        (60, 6 * 3600, HF),
+        (300, 48 * 3600, LF),
+        (900, 24 * 3600, LF),
+        (420, 7 * 3600, HF),
+        (61, 61 * 50, HF),
+        (1, 120, HF),
+        (86_400, 8 * 86_400, LF),
+    ],
+)
+def test_any_sane_increment_and_length_is_answered(shared_engine, increment, length, frequency):
+    request = ask(shared_engine.now() + 60, increment=increment, length=length)
+    answer = shared_engine.answer(request)
+    assert answer.diagnostics.frequency == request_frequency(request).value == frequency.value
+    assert answer.diagnostics.rung == Rung.LIGHTGBM.value
+    assert_a_market(answer, length // increment + 1)
+
+
+@pytest.mark.parametrize("minute", range(5))
+def test_a_day_may_start_off_the_grid_of_five_minutes(shared_engine, minute):
+    start = shared_engine.now() // 300 * 300 + 60 * minute
+    answer = shared_engine.answer(ask(start, increment=300, length=86_400))
+    assert answer.diagnostics.frequency == "lf"
+    assert_a_market(answer, 289)
+
+
+def test_the_largest_odd_prompt_takes_no_more_steps_than_bars_and_points(shared_engine):
+    """61 s over a week: second by second it would be 600,000 steps."""
+    answer = shared_engine.answer(
+        ask(shared_engine.now() + 60, increment=61, length=61 * 9_999, num_paths=2)
+    )
+    assert_a_market(answer, 10_000)
+
+
+@pytest.mark.parametrize("num_paths", [1, 2, 99, 100])
+def test_few_paths_move_like_many(shared_engine, num_paths):
+    answer = shared_engine.answer(hour(shared_engine, num_paths=num_paths))
+    assert_a_market(answer, 61)
+    sizes = np.abs(np.diff(np.log(answer.paths), axis=1))
+    assert len(np.unique(sizes.round(12)[0])) > 25
+    many = shared_engine.answer(hour(shared_engine, num_paths=1000))
+    usual = np.abs(np.diff(np.log(many.paths), axis=1)).mean()
+    assert 0.5 * usual < sizes.mean() < 2 * usual
+
+
+def test_an_asset_with_bars_of_five_minutes_alone_answers_by_the_minute(shared_engine):
+    answer = shared_engine.answer(hour(shared_engine, asset="XAU"))
+    assert answer.diagnostics.frequency == "lf"
+    assert answer.diagnostics.rung == Rung.PROFILE_EWMA.value
+    assert answer.diagnostics.notes == ("no models were trained yet",)
+    assert_a_market(answer, 61)
+    five = shared_engine.answer(ask(shared_engine.now() + 60, asset="XAU", increment=300))
+    ratio = (
+        np.log(answer.paths[:, -1] / answer.paths[:, 0]).std()
+        / np.log(five.paths[:, -1] / five.paths[:, 0]).std()
+    )
+    assert 0.5 < ratio < 2
+
+
+def test_point_zero_is_a_forecast_of_the_price_a_minute_after_the_start(shared_engine):
+    """Two minutes after the last close: point 0 differs between paths, by two bars' worth."""
+    history = shared_engine.history("BTC", HF)
+    answer = shared_engine.answer(ask(shared_engine.now() + 60, num_paths=1000))
+    lead_in = np.log(answer.paths[:, 0] / history.anchor_price)
+    step = np.diff(np.log(answer.paths[:, :6]), axis=1)
+    assert lead_in.std() == pytest.approx(np.sqrt(2) * step.std(), rel=0.25)
+
+
+def test_the_same_request_is_answered_with_the_same_bytes_and_another_with_others(engine):
+    one, two = engine.answer(hour(engine)), engine.answer(hour(engine))
+    assert one.paths.tobytes() == two.paths.tobytes()
+    for changes in ({"num_paths": 51}, {"length": 3660}):
+        assert engine.answer(hour(engine, **changes)).paths[0, 1] != one.paths[0, 1]
+
+
+def test_an_asset_nobody_knows_is_refused(shared_engine):
+    with pytest.raises(UnknownAsset, match="asset 'DOGE' is unknown; known are BTC"):
+        shared_engine.answer(hour(shared_engine, asset="DOGE"))
+
+
+def test_an_asset_that_is_not_served_is_refused(shared_engine):
+    with pytest.raises(UnknownAsset, match="ETH has no bars here; this miner serves BTC, XAU"):
+        shared_engine.answer(hour(shared_engine, asset="ETH"))
+    with pytest.raises(UnknownAsset, match="XAU has no hf bars here"):
+        shared_engine.history("XAU", HF)
+
+
+# ---------------------------------------------------------------- the past
+
+
+@pytest.mark.parametrize(("frequency", "days"), [(HF, 1.3), (HF, 6), (LF, 1.3), (LF, 12)])
+def test_an_origin_is_answered_with_what_was_known_then(engine, archive, settings, frequency, days):
+    origin = engine.now() - round(days * DAY_S / 60) * 60
+    request = ask(origin, increment=FREQUENCIES[frequency].prompt_increment_s, length=7200)
+    engine.answer(hour(engine))  # states of later moments are at hand
+    replayed = engine.answer(request, origin=origin)
+    then = ForecastEngine.open(truncated(archive, origin), settings)
+    assert then.now() == origin
+    live = then.answer(request)
+    assert replayed.paths.tobytes() == live.paths.tobytes()
+    assert replayed.diagnostics == live.diagnostics
+
+
+def test_origins_in_any_order_give_the_same_answers(engine, archive, settings):
+    end = engine.now()
+    origins = [end - hours * 3600 for hours in (300, 3, 150, 30, 29, 149, 4, 301, 100)]
+    mixed = {origin: engine.answer(ask(origin), origin=origin) for origin in origins}
+    for origin in sorted(origins):
+        fresh = ForecastEngine.open(archive, settings).answer(ask(origin), origin=origin)
+        assert fresh.paths.tobytes() == mixed[origin].paths.tobytes(), origin
+
+
+def test_an_origin_before_the_models_were_trained_says_so(shared_engine):
+    end = shared_engine.now()
+    early, late = (
+        shared_engine.answer(ask(end - days * DAY_S), origin=end - days * DAY_S) for days in (5, 1)
+    )
+    assert early.diagnostics.models_saw_later_bars
+    assert any("later than this moment" in note for note in early.diagnostics.notes)
+    assert not late.diagnostics.models_saw_later_bars
+    assert late.diagnostics.trained_until == end - 2 * DAY_S
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_a_moment_before_the_first_bar_is_refused_with_both_times(shared_engine, explicit):
+    history = shared_engine.history("BTC", HF)
+    moment = int(history.bars.open_ts[0])
+    with pytest.raises(RequestError) as refusal:
+        shared_engine.answer(ask(moment), origin=moment if explicit else None)
+    name = "origin" if explicit else "start"
+    assert str(refusal.value) == (
+        f"{name} 2025-12-30T18:00:00+00:00 lies before the first usable bar of BTC, "
+        f"which closed at 2025-12-30T18:01:00+00:00; ask for a later {name}."
+    )
+
+
+def test_the_first_minutes_of_all_have_an_answer(shared_engine):
+    first = int(shared_engine.history("BTC", LF).price_bars.open_ts[0])
+    for minutes in (1, 4, 5, 6, 40):
+        moment = first + 60 * minutes
+        request = ask(moment, increment=300, length=86_400)
+        answer = shared_engine.answer(request, origin=moment)
+        assert_a_market(answer, 289)
+        expected = Rung.PRIOR if minutes < 5 else Rung.LIGHTGBM
+        assert answer.diagnostics.rung == expected.value
+
+
+def test_a_path_never_starts_before_the_last_known_price(archive):
+    history = archive.load("BTC", HF).history
+    with pytest.raises(RequestError, match="the path would start 3540 s before"):
+        forecast(
+            ask(archive.now() - 3600),
+            history,
+            None,
+            None,
+            archive.now(),
+            np.random.default_rng(0),
+        )
+
+
+# ---------------------------------------------------------------- damaged and foreign models
+
+
+def test_damaged_trees_cost_a_rung_and_are_said_once(archive, settings, own_models, caplog):
+    (folder,) = published_sets(own_models, "BTC", HF)
+    flip(folder / SCALE_MODEL)
+    engine = ForecastEngine.open(archive, replace(settings, model_dir=own_models))
+    warnings = [entry.getMessage() for entry in caplog.records]
+    assert sum(SCALE_MODEL in warning for warning in warnings) == 1
+    caplog.clear()
+    for _ in range(3):
+        engine.refresh()
+        answer = engine.answer(hour(engine))
+    assert caplog.records == []
+    assert answer.diagnostics.rung == Rung.CALIBRATED_EWMA.value
+    assert answer.diagnostics.notes == ("the LightGBM models are missing or damaged",)
+    assert_a_market(answer, 61)
+    assert engine.answer(day(engine)).diagnostics.rung == Rung.LIGHTGBM.value
+
+
+@pytest.mark.parametrize("name", [MANIFEST, CALIBRATION])
+def test_a_set_that_cannot_be_read_costs_two_rungs_and_is_named(
+    archive, settings, own_models, caplog, name
+):
+    (folder,) = published_sets(own_models, "BTC", HF)
+    flip(folder / name)
+    engine = ForecastEngine.open(archive, replace(settings, model_dir=own_models))
+    caplog.clear()
+    for _ in range(3):
+        engine.refresh()
+        answer = engine.answer(hour(engine))
+    assert caplog.records == []
+    assert answer.diagnostics.rung == Rung.PROFILE_EWMA.value
+    (note,) = answer.diagnostics.notes
+    assert note.startswith(f"{folder / name} does not have the hash")
+    assert ("BTC", HF) not in engine.trained()
+    assert ("BTC", HF) in engine.due()
+
+
+def test_a_damaged_pointer_is_one_note_and_the_models_in_memory_stay(
+    archive, settings, own_models, caplog
+):
+    engine = ForecastEngine.open(archive, replace(settings, model_dir=own_models))
+    before = engine.answer(hour(engine))
+    (set_folder(own_models, "BTC", HF) / "current.json").write_text("{")
+    for _ in range(3):
+        engine.refresh()
+    (warning,) = (entry.getMessage() for entry in caplog.records)
+    assert warning.endswith("current.json is damaged; train BTC hf again or restore the file.")
+    assert engine.answer(hour(engine)).paths.tobytes() == before.paths.tobytes()
+
+
+def test_a_damaged_newest_set_is_rolled_back(archive, settings, own_models, trained):
+    result = trained[HF]
+    folder = publish_set(own_models, "BTC", HF, "newest", result.files)
+    flip(folder / CALIBRATION)
+    engine = ForecastEngine.open(archive, replace(settings, model_dir=own_models))
+    answer = engine.answer(hour(engine))
+    assert answer.diagnostics.rung == Rung.LIGHTGBM.value
+    assert answer.diagnostics.model_id == result.model_id
+
+
+def test_models_of_another_source_are_refused_with_a_note(settings, caplog):
+    source = SimulatedSource(days=3, assets=("BTC",))
+    engine = ForecastEngine.open(source, replace(settings, source="simulated"))
+    answer = engine.answer(hour(engine))
+    assert answer.diagnostics.rung == Rung.PROFILE_EWMA.value
+    (note,) = answer.diagnostics.notes
+    assert "were trained on source 'archive', not 'simulated'" in note
+    assert engine.trained() == {}
+    caplog.clear()
+    engine.refresh()
+    assert caplog.records == []
+
+
+# ---------------------------------------------------------------- new models
+
+
+def test_a_newly_published_set_is_taken_up_by_a_refresh(archive, settings, own_models, trained):
+    for frequency in Frequency:
+        shutil.rmtree(set_folder(own_models, "BTC", frequency))
+    engine = ForecastEngine.open(archive, replace(settings, model_dir=own_models))
+    assert engine.answer(hour(engine)).diagnostics.rung == Rung.PROFILE_EWMA.value
+    result = trained[HF]
+    publish_set(own_models, "BTC", HF, result.model_id, result.files)
+    assert engine.answer(hour(engine)).diagnostics.rung == Rung.PROFILE_EWMA.value
+    engine.refresh()
+    answer = engine.answer(hour(engine))
+    assert answer.diagnostics.rung == Rung.LIGHTGBM.value
+    assert answer.diagnostics.model_id == result.model_id
+    assert engine.trained() == {("BTC", HF): archive.now() - 2 * DAY_S}
+
+
+def test_a_set_that_was_repaired_under_its_own_name_is_taken_up(
+    archive, settings, own_models, trained
+):
+    """Training on the same bars again gives the same name."""
+    (folder,) = published_sets(own_models, "BTC", HF)
+    flip(folder / SCALE_MODEL)
+    engine = ForecastEngine.open(archive, replace(settings, model_dir=own_models))
+    assert engine.answer(hour(engine)).diagnostics.rung == Rung.CALIBRATED_EWMA.value
+    result = trained[HF]
+    publish_set(own_models, "BTC", HF, result.model_id, result.files)
+    engine.refresh()
+    assert engine.answer(hour(engine)).diagnostics.rung == Rung.LIGHTGBM.value
+
+
+def test_a_broken_newer_set_leaves_the_one_in_memory(archive, settings, own_models, trained):
+    engine = ForecastEngine.open(archive, replace(settings, model_dir=own_models))
+    before = engine.answer(hour(engine))
+    for name in ("newer", "newest"):  # the one in memory is not even on disk any more
+        folder = publish_set(own_models, "BTC", HF, name, trained[HF].files)
+        flip(folder / MANIFEST)
+    engine.refresh()
+    after = engine.answer(hour(engine))
+    assert after.paths.tobytes() == before.paths.tobytes()
+
+
+# ---------------------------------------------------------------- cadence
+
+
+@pytest.mark.parametrize(
+    ("age_s", "due"),
+    [
+        (0, set()),
+        (DAY_S - 60, set()),
+        (DAY_S, {HF}),
+        (3 * DAY_S - 300, {HF}),
+        (3 * DAY_S, {HF, LF}),
+    ],
+)
+def test_models_are_due_by_the_cadence(archive, settings, age_s, due):
+    """HF every day, LF every third; the models end two days before the archive does."""
+    until = archive.now() - 2 * DAY_S
+    source = SimulatedSource(days=20, assets=("BTC",), end_ts=until + age_s)
+    later = {("BTC", f): source.load("BTC", f).history for f in Frequency}
+    engine = ForecastEngine.open(Histories(later), settings)
+    assert set(engine.trained().values()) == {until}
+    assert set(engine.due()) == {("BTC", frequency) for frequency in due}
+
+
+def test_without_models_a_pair_is_due(shared_engine):
+    assert ("XAU", LF) in shared_engine.due()
+
+
+def test_without_a_new_bar_old_models_are_not_due(archive, settings):
+    """A long weekend, or a file that ends before the others: nothing new would be learned."""
+    until = archive.now() - 2 * DAY_S
+    histories = truncated(archive, until).loaded
+    histories["XAU", LF] = archive.load("XAU", LF).history
+    engine = ForecastEngine.open(Histories(histories), settings)
+    assert engine.now() - engine.trained()["BTC", HF] >= 2 * DAY_S - 3600
+    assert engine.due() == (("XAU", LF),)
+
+
+# ---------------------------------------------------------------- state
+
+
+def test_a_restart_from_saved_state_gives_the_same_bytes(archive, settings):
+    past = archive.now() - DAY_S
+    first = ForecastEngine.open(truncated(archive, past), settings)
+    first.checkpoint()
+    saved = sorted(path.name for path in settings.state_dir.rglob("*.msgpack"))
+    assert saved == ["BTC_hf.msgpack", "BTC_lf.msgpack"]
+    restarted = ForecastEngine.open(archive, settings)
+    fresh = ForecastEngine.open(archive, replace(settings, state_dir=settings.state_dir / "none"))
+    for request in (hour(fresh), day(fresh)):
+        one, two = restarted.answer(request), fresh.answer(request)
+        assert one.paths.tobytes() == two.paths.tobytes()
+        assert one.diagnostics == two.diagnostics
+
+
+def test_a_saved_state_is_what_a_restart_goes_on_from(engine, archive, settings, monkeypatch):
+    engine.checkpoint()
+    monkeypatch.setattr(
+        "market_view.first_state", lambda *_: pytest.fail("all history was read again")
+    )
+    restarted = ForecastEngine.open(archive, settings)
+    assert (
+        restarted.answer(hour(engine)).paths.tobytes()
+        == engine.answer(hour(engine)).paths.tobytes()
+    )
+
+
+@pytest.mark.parametrize("damage", [b"", b"junk", None])
+def test_a_damaged_state_is_set_aside_and_the_answer_the_same(
+    engine, archive, settings, caplog, damage
+):
+    before = engine.answer(hour(engine))
+    engine.checkpoint()
+    (path,) = settings.state_dir.rglob("BTC_hf.msgpack")
+    path.write_bytes(path.read_bytes()[:-9] if damage is None else damage)
+    restarted = ForecastEngine.open(archive, settings)
+    assert restarted.answer(hour(engine)).paths.tobytes() == before.paths.tobytes()
+    assert sum("was set aside as" in entry.getMessage() for entry in caplog.records) == 1
+    assert len(list(path.parent.glob("BTC_hf.msgpack.damaged-*"))) == 1
+    restarted.checkpoint()
+    assert path.exists()
+
+
+def test_a_state_of_other_bars_is_not_used(engine, archive, settings):
+    engine.checkpoint()
+    histories = truncated(archive, archive.now()).loaded
+    for key, history in histories.items():
+        doubled = replace(history.price_bars, close=history.price_bars.close**1.5)
+        bars = replace(history.bars, close=history.bars.close**1.5)
+        histories[key] = replace(history, bars=bars, price_bars=doubled)
+    with_state = ForecastEngine.open(Histories(histories), settings)
+    without = ForecastEngine.open(
+        Histories(histories), replace(settings, state_dir=settings.state_dir / "none")
+    )
+    request = hour(engine)
+    assert with_state.answer(request).paths.tobytes() == without.answer(request).paths.tobytes()
+
+
+def test_a_state_of_other_models_is_not_used(archive, settings, own_models, trained):
+    settings = replace(settings, model_dir=own_models)
+    ForecastEngine.open(archive, settings).checkpoint()
+    files = dict(trained[HF].files)
+    calibration = orjson.loads(files[CALIBRATION])
+    calibration["standardiser"]["unit_bps"] *= 2  # other units: the averages do not fit
+    files[CALIBRATION] = orjson.dumps(calibration)
+    manifest = orjson.loads(files[MANIFEST])
+    del manifest["sha256"]
+    manifest["model_id"] = "other"
+    manifest["files"][CALIBRATION] = digest(files[CALIBRATION])
+    publish_set(own_models, "BTC", HF, "other", files | {MANIFEST: seal_manifest(manifest)})
+    with_state = ForecastEngine.open(archive, settings)
+    without = ForecastEngine.open(archive, replace(settings, state_dir=settings.state_dir / "none"))
+    assert with_state.answer(hour(without)).diagnostics.model_id == "other"
+    one, two = with_state.answer(hour(without)), without.answer(hour(without))
+    assert one.paths.tobytes() == two.paths.tobytes()
+
+
+def test_an_unusable_asset_does_not_stop_the_others(
+    archive, archive_dir, settings, tmp_path, caplog
+):
+    folder = shutil.copytree(archive_dir, tmp_path / "archive")
+    (folder / "ETH_1m.parquet").write_bytes(b"no parquet")
+    engine = ForecastEngine.open(ArchiveSource(folder), settings)
+    assert engine.assets() == ("BTC", "XAU")
+    assert any("ETH_1m.parquet cannot be read" in entry.getMessage() for entry in caplog.records)
+
+
+# ---------------------------------------------------------------- side by side
+
+
+def test_answers_computed_side_by_side_equal_those_in_turn(archive, settings, engine):
+    end = engine.now()
+    asked = []
+    for hours in (0, 5, 100, 40, 5, 200, 0, 41, 99, 3):
+        origin = end - 3600 * hours
+        asked += [(ask(origin), origin), (ask(origin, increment=300), origin)]
+    alone = [engine.answer(request, origin=origin).paths for request, origin in asked]
+    together = ForecastEngine.open(archive, settings)
+    with ThreadPoolExecutor(6) as pool:
+        refreshing = [pool.submit(together.refresh) for _ in range(2)]
+        answers = list(pool.map(lambda pair: together.answer(pair[0], origin=pair[1]), asked))
+        for task in refreshing:
+            task.result()
+    for one, answer in zip(alone, answers, strict=True):
+        assert one.tobytes() == answer.paths.tobytes()
+
+
+# ---------------------------------------------------------------- coherence
+
+
+@pytest.mark.parametrize("frequency", list(Frequency))
+def test_no_anchor_lead_shows_a_kink_of_volatility(archive, model_dir, frequency):
+    """Mean |step| over its scale is 1 along the whole path, on both sides of every anchor."""
+    spec = FREQUENCIES[frequency]
+    models = load_model_set(published_sets(model_dir, "BTC", frequency)[0])
+    history = archive.load("BTC", frequency).history
+    view, _ = view_with_models(models, history, first_state(models, history))
+    # Every part that could kink is on: uneven levels, and a centre that turns.
+    view = replace(
+        view,
+        log_levels=np.linspace(-0.4, 0.4, len(spec.bucket_ends)),
+        centre=dict(zip(spec.leads_s, np.linspace(-0.1, 0.3, len(spec.leads_s)), strict=True)),
+    )
+    request = ask(
+        history.anchor_ts,
+        increment=spec.bar_s,
+        length=spec.prompt_length_s,
+        num_paths=1000,
+    )
+    answer = draw(request, view, history.anchor_ts, np.random.default_rng(5))
+    points = request.grid_ts + view.scored_lag_s
+    times = np.concatenate(([view.anchor_ts], points)) if points[0] > view.anchor_ts else points
+    scale = step_scales(spec, view.standardiser, view.log_levels, times)[-(len(points) - 1) :]
+    steps = np.diff(1e4 * np.log(answer.paths), axis=1) - np.diff(centre_path(view, points))
+    ratio = np.abs(steps).mean(axis=0) / scale
+    assert ratio.mean() == pytest.approx(1, abs=0.02)
+    assert np.abs(ratio - 1).max() < 0.06  # beyond its noise, at any step
+    # ... and the scale itself bends nowhere by more than between neighbouring buckets
+    bars = np.arange(1.0, spec.horizon_bars + 1)
+    level = np.log(level_at(spec, view.log_levels, bars))
+    for lead_s in spec.leads_s[1:]:
+        lead = lead_s // spec.bar_s
+        around = np.diff(level[max(lead - 3, 0) : lead + 3])
+        assert np.abs(around).max() < 0.4
+
+
+@pytest.mark.parametrize("frequency", list(Frequency))
+def test_the_spread_grows_like_the_sum_of_its_steps(shared_engine, frequency):
+    """Not like noise around the centre, whose spread stays where it began."""
+    spec = FREQUENCIES[frequency]
+    request = ask(
+        shared_engine.now(),
+        increment=spec.bar_s,
+        length=spec.prompt_length_s,
+        num_paths=1000,
+    )
+    log_paths = np.log(shared_engine.answer(request).paths)
+    steps = np.diff(log_paths, axis=1)
+    for share in (4, 2, 1):
+        points = steps.shape[1] // share
+        spread = (log_paths[:, points] - log_paths[:, 0]).std()
+        theory = np.sqrt((steps[:, :points].std(axis=0) ** 2).sum())
+        assert spread == pytest.approx(theory, rel=0.12)
+
+
+def test_the_centre_passes_through_its_anchors_in_units_of_scale(archive, model_dir):
+    models = load_model_set(published_sets(model_dir, "BTC", HF)[0])
+    history = archive.load("BTC", HF).history
+    view, _ = view_with_models(models, history, first_state(models, history))
+    view = replace(view, centre={60: 0.1, 300: 0.2, 3600: -0.3})
+    leads = np.array([60, 300, 3600])
+    points = view.anchor_ts + leads
+    clock = view.standardiser.profile.variance_time(np.concatenate(([view.anchor_ts], points)))[1:]
+    expected = view.standardiser.unit_bps * view.level * np.sqrt(clock) * [0.1, 0.2, -0.3]
+    np.testing.assert_allclose(centre_path(view, points), expected)
+    beyond = centre_path(view, view.anchor_ts + np.array([3600, 7200, 86_400]))
+    np.testing.assert_allclose(beyond, expected[-1])
