@@ -1,28 +1,45 @@
 """Replay history with the production forecast and score it like the validator.
 
-    python backtest.py --source archive --archive-dir bars --train-until 2025-11-28
-    python backtest.py --source simulated --train-until 2026-01-10 --asset BTC --frequency hf
+    python backtest.py --source archive --archive-dir bars --train-until 2025-11-10
+    python backtest.py --source archive --archive-dir bars --asset BTC --frequency hf --prompts 300
+    python backtest.py --source archive --archive-dir bars --json now.json --report build/report
+    python backtest.py compare before.json now.json
 
-Models are trained on the bars before `--train-until`, in a work folder of their
-own, and then answer prompts that came later. `models/` and `state/` stay as
-they are.
+With `--train-until`, models learn from the bars before that moment and stay; without
+it they are retrained at the cadence of the live miner, always on bars known before the
+prompts that they answer. Training happens in a work folder: `models/` and `state/` stay
+as they are. What is done is kept there: an interrupted run goes on when it is repeated.
 """
 
 import multiprocessing
 from argparse import ArgumentParser, Namespace
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from hashlib import sha256
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import orjson
 
-from baselines import ConstantSigma, EwmaStudentT, Forecaster
-from comparison import PairedComparison, compare_scores
-from config import DAY_S, FREQUENCIES, Frequency, Settings, competition_like, protocol_profile
+from backtest_results import (
+    BOUND,
+    NOMINAL,
+    SCHEMA,
+    Contest,
+    Figures,
+    PartFigures,
+    check_document,
+    compare_documents,
+    market_entry,
+    summarise,
+)
+from backtest_store import differing, interrupted_run, load_scores, note_run, program_key
+from comparison import PairedComparison
+from config import Frequency
 from console import (
-    Events,
     add_asset_argument,
     add_common_arguments,
     configure_logging,
@@ -35,20 +52,36 @@ from console import (
     table,
 )
 from data_fetcher import BarSource, open_source
-from domain import MarketHistory
+from domain import IntArray
 from errors import ConfigError, DataError, MinerError
-from lgbm_predictor import ModelSet, load_model_set
-from lgbm_trainer import progress_steps, train
-from market_baselines import Har, Oracle, fit_har
-from model_store import publish_set, published_sets
-from replay import EngineForecaster, PromptScores, prompt_times, replay
-from state_store import locked
+from garch_baseline import Garch, require_arch
+from lgbm_trainer import progress_steps
+from state_store import locked, write_atomically
+from walk_forward import (
+    BASELINES,
+    DEFAULT_BASELINES,
+    DEFAULT_DAYS,
+    Market,
+    Plan,
+    Prompts,
+    Stopped,
+    plan_market,
+    replay_in_worker,
+    start_worker,
+    train_in_worker,
+)
+from wire_format import format_iso
 
 WORK_DIR: Final = Path("build/backtest")
+CHUNK_PROMPTS: Final = 8  # fewer are not worth a process of their own
 EXAMPLES: Final = (
-    "python backtest.py --source archive --archive-dir bars --train-until 2025-11-28",
+    "python backtest.py --source archive --archive-dir bars --train-until 2025-11-10",
     "python backtest.py --source simulated --train-until 2026-01-10 --asset BTC --frequency hf",
+    "python backtest.py compare before.json now.json",
 )
+
+
+# ---------------------------------------------------------------- arguments
 
 
 def parser() -> ArgumentParser:
@@ -57,6 +90,7 @@ def parser() -> ArgumentParser:
         "Replay history with the production forecast and score it like the validator.",
         examples=EXAMPLES,
     )
+    _add_compare(options)
     add_asset_argument(options, default="every asset that the source has")
     options.add_argument(
         "--frequency", choices=[entry.value for entry in Frequency], help="default: both"
@@ -64,190 +98,469 @@ def parser() -> ArgumentParser:
     options.add_argument(
         "--train-until",
         type=moment,
-        required=True,
         metavar="TIME",
-        help="models learn from bars before this moment, ISO 8601, UTC",
+        help="models learn from bars known at this moment and stay, ISO 8601, UTC (default: "
+        "retrained at the cadence of the live miner)",
     )
+    _add_prompts(options)
     options.add_argument(
-        "--start", type=moment, metavar="TIME", help="first prompt (default: --train-until)"
+        "--baselines",
+        default=",".join(DEFAULT_BASELINES),
+        metavar="LIST",
+        help=f"out of {','.join(BASELINES)} (default: all but {Garch.name})",
+    )
+    options.add_argument("--days", metavar="D", help="days of history to learn from (default: 365)")
+    _add_outputs(options)
+    options.add_argument("--jobs", metavar="N", help="processes (default: the number of cores)")
+    add_common_arguments(options)
+    return options
+
+
+def _add_compare(options: ArgumentParser) -> None:
+    commands = options.add_subparsers(dest="command", metavar="compare", required=False)
+    compare = commands.add_parser(
+        "compare",
+        help="compare two results that --json wrote, prompt by prompt, and decide",
+        description="Compare two results that --json wrote, prompt by prompt, and decide.",
+        epilog="example:\n  python backtest.py compare before.json now.json",
+    )
+    compare.add_argument("champion", type=Path, metavar="A.json", help="what is to be beaten")
+    compare.add_argument("challenger", type=Path, metavar="B.json", help="what is new")
+
+
+def _add_prompts(options: ArgumentParser) -> None:
+    options.add_argument(
+        "--start",
+        type=moment,
+        metavar="TIME",
+        help=f"first prompt (default: --train-until, or {DEFAULT_DAYS} days before the last bar)",
     )
     options.add_argument(
         "--end", type=moment, metavar="TIME", help="outcomes known by (default: the last bar)"
     )
-    options.add_argument(
+    which = options.add_mutually_exclusive_group()
+    which.add_argument(
         "--prompts",
         type=int,
         default=100,
         metavar="N",
         help="per asset and frequency, evenly spread (default: 100)",
     )
-    options.add_argument("--days", metavar="D", help="days of history to learn from (default: 365)")
-    options.add_argument("--jobs", metavar="N", help="processes (default: the number of cores)")
-    add_common_arguments(options)
-    return options
+    which.add_argument(
+        "--prompt-times",
+        type=Path,
+        metavar="FILE",
+        help="start times of the prompts instead, one Unix second or ISO 8601 time a line",
+    )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """One asset at one frequency, trained and replayed in a process of its own."""
+def _add_outputs(options: ArgumentParser) -> None:
+    options.add_argument(
+        "--json", type=Path, metavar="FILE", help="write every score of every prompt (default: no)"
+    )
+    options.add_argument(
+        "--export-predictions",
+        type=Path,
+        metavar="DIR",
+        help="write the answers where the official back-tester reads them (default: no)",
+    )
+    options.add_argument(
+        "--report", type=Path, metavar="DIR", help="write a page with figures (default: no)"
+    )
+    options.add_argument(
+        "--work-dir",
+        type=Path,
+        default=WORK_DIR,
+        metavar="DIR",
+        help=f"models and scores of this and earlier runs (default: {WORK_DIR})",
+    )
 
-    asset: str
-    frequency: Frequency
-    settings: Settings
-    train_until: int
-    start: int
-    end: int | None
-    prompts: int
 
-    @property
-    def name(self) -> str:
-        """How progress and tables call it."""
-        return f"{self.asset} {self.frequency.value}"
+# ---------------------------------------------------------------- the run
 
 
 def main() -> int:
     """Replay and report; 0 if everything asked for was scored."""
     args = parser().parse_args()
-    settings = settings_from(args)
+    if args.command == "compare":
+        return _compare(args.champion, args.challenger)
     configure_logging("warning")
-    tasks = _tasks(open_source(settings), settings, args)
-    failures: list[str] = []
-    rows = []
-    with locked(WORK_DIR, "the back-test"):
-        for task, scores in _run_all(tasks, settings.jobs, failures):
-            rows.append(_row(task, scores))
-    if rows:
-        table(
-            f"Scores of {len(rows)} markets, lower is better",
-            ("market", "prompts", "score", "÷ reference", "÷ ewma_t", "÷ har", "gap closed"),
-            rows,
-        )
-    for failure in failures:
+    run = _Run.of(args)
+    with locked(args.work_dir, "the back-test"), _remembered(args.work_dir, run.settings):
+        plans = run.plan()
+        run.work_off(plans)
+        document = run.document(plans)
+    _print_figures(document)
+    if document["markets"]:
+        _write(args, document)
+    for failure in run.failures:
         note(failure)
-    return 1 if failures else 0
+    return 1 if run.failures else 0
 
 
-def _tasks(source: BarSource, settings: Settings, args: Namespace) -> list[Task]:
-    if args.prompts < 1:
-        raise ConfigError(f"--prompts {args.prompts} is too few; ask for at least 1.")
+@contextmanager
+def _remembered(work_dir: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """Keep note of the run, and say of an interrupted one before it if it was another."""
+    before = interrupted_run(work_dir)
+    if before is not None and (changed := differing(before, settings)):
+        note(
+            f"the run before was interrupted and had other settings ({'; '.join(changed)}): its "
+            "work is kept for them, and nothing of it is mixed into this one."
+        )
+    note_run(work_dir, settings, ended=False)
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"What is done is kept in {work_dir}; repeat the command to go on.")
+        raise
+    note_run(work_dir, settings, ended=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """Everything asked for, and what went wrong on the way."""
+
+    markets: tuple[Market, ...]
+    prompts: Prompts
+    settings: dict[str, Any]  # as the document and the work folder show them
+    jobs: int
+    failures: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, args: Namespace) -> "_Run":
+        """Check the arguments as a whole. Raises: MinerError."""
+        settings = settings_from(args)
+        if args.prompts < 1:
+            raise ConfigError(f"--prompts {args.prompts} is too few; ask for at least 1.")
+        baselines = _baselines(args.baselines)
+        source = open_source(settings)
+        markets = tuple(
+            Market(
+                asset=asset,
+                frequency=frequency,
+                settings=settings,
+                train_until=args.train_until,
+                baselines=baselines,
+                work_dir=args.work_dir,
+                export_dir=args.export_predictions,
+            )
+            for asset, frequency in _pairs(source, args)
+        )
+        times = None if args.prompt_times is None else _read_times(args.prompt_times)
+        return cls(
+            markets=markets,
+            prompts=Prompts(start=args.start, end=args.end, count=args.prompts, times=times),
+            settings=_shown_settings(args, settings, baselines),
+            jobs=settings.jobs,
+        )
+
+    def plan(self) -> list[Plan]:
+        """The markets that can be replayed; the others become failures."""
+        plans = []
+        for market in self.markets:
+            try:
+                plans.append(plan_market(market, self.prompts))
+            except MinerError as error:
+                self.failures.append(str(error))
+        return plans
+
+    def work_off(self, plans: list[Plan]) -> None:
+        """Train and replay what is missing, in processes; keeps all that was done."""
+        waiting = [plan for plan in plans if plan.todo]
+        if not waiting:
+            return
+        context = multiprocessing.get_context("spawn")  # threads of BLAS do not survive a fork
+        stop = context.Event()
+        with (
+            showing_progress(
+                {plan.market.name: _steps(plan) for plan in waiting}, context
+            ) as events,
+            ProcessPoolExecutor(
+                self.jobs, mp_context=context, initializer=start_worker, initargs=(stop, events)
+            ) as pool,
+        ):
+            try:
+                self._work_off_in(pool, waiting)
+            except BaseException:
+                stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def _work_off_in(self, pool: ProcessPoolExecutor, plans: list[Plan]) -> None:
+        """Replay prompts as soon as their models are there."""
+        running: dict[Future[None], tuple[Plan, int | None]] = {}
+        for plan in plans:
+            for moment_ in plan.untrained:
+                running[pool.submit(train_in_worker, plan.market, moment_)] = plan, moment_
+        for plan in plans:
+            for moment_ in plan.missing.keys() - set(plan.untrained):
+                running |= self._submit_prompts(pool, plan, moment_)
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                plan, trained = running.pop(future)
+                if self._failed(future):
+                    continue
+                if trained is not None:
+                    running |= self._submit_prompts(pool, plan, trained)
+
+    def _submit_prompts(
+        self, pool: ProcessPoolExecutor, plan: Plan, moment_: int
+    ) -> dict[Future[None], tuple[Plan, int | None]]:
+        times = plan.missing[moment_]
+        parts = max(1, min(self.jobs, len(times) // CHUNK_PROMPTS))
+        return {
+            pool.submit(replay_in_worker, plan.market, moment_, chunk): (plan, None)
+            for chunk in np.array_split(times, parts)
+        }
+
+    def _failed(self, future: "Future[None]") -> bool:
+        try:
+            future.result()
+        except Stopped:
+            return True
+        except BrokenProcessPool:
+            raise MinerError(
+                "a worker process ended, perhaps for want of memory; what was done is kept: repeat "
+                "the command with fewer --jobs."
+            ) from None
+        except MinerError as error:
+            if str(error) not in self.failures:
+                self.failures.append(str(error))
+            return True
+        return False
+
+    def document(self, plans: list[Plan]) -> dict[str, Any]:
+        """Everything that was scored, as `--json` writes it."""
+        entries = []
+        for plan in plans:
+            done = load_scores(plan.scores)
+            prompts = [done[time] for time in plan.times.tolist() if time in done]
+            if len(prompts) < len(plan.times):
+                continue  # its failure says why
+            market = plan.market
+            name = market.competition.name
+            entries.append(market_entry(market.asset, market.frequency, name, plan.bars, prompts))
+        return {"schema": SCHEMA, "settings": self.settings, "markets": entries}
+
+
+def _steps(plan: Plan) -> int:
+    return len(plan.untrained) * progress_steps(plan.market.frequency) + plan.todo
+
+
+def _baselines(text: str) -> tuple[str, ...]:
+    """The baselines named, in their usual order."""
+    wanted = [name.strip() for name in text.split(",")]
+    unknown = [name for name in wanted if name not in BASELINES]
+    if unknown:
+        raise ConfigError(
+            f"baseline {unknown[0]!r} is unknown; --baselines takes any of {','.join(BASELINES)}."
+        )
+    if Garch.name in wanted:
+        require_arch()
+    return tuple(name for name in BASELINES if name in wanted)
+
+
+def _pairs(source: BarSource, args: Namespace) -> list[tuple[str, Frequency]]:
     served = source.frequencies()
     missing = [asset for asset in args.assets if asset not in served]
     if missing:
         raise DataError(f"{', '.join(missing)} is not in this source; it has {', '.join(served)}.")
     wanted = [Frequency(args.frequency)] if args.frequency else list(Frequency)
-    return [
-        Task(
-            asset=asset,
-            frequency=frequency,
-            settings=settings,
-            train_until=args.train_until,
-            start=args.train_until if args.start is None else args.start,
-            end=args.end,
-            prompts=args.prompts,
-        )
-        for asset in (args.assets or served)
+    pairs = [
+        (asset, frequency)
+        for asset in (dict.fromkeys(args.assets) or served)
         for frequency in wanted
         if frequency in served[asset]
     ]
-
-
-def _run_all(
-    tasks: list[Task], jobs: int, failures: list[str]
-) -> list[tuple[Task, list[PromptScores]]]:
-    context = multiprocessing.get_context("spawn")
-    done = []
-    totals = {task.name: progress_steps(task.frequency) + task.prompts for task in tasks}
-    with (
-        showing_progress(totals, context) as events,
-        ProcessPoolExecutor(max(1, min(jobs, len(tasks))), mp_context=context) as pool,
-    ):
-        futures = [pool.submit(_run, task, events) for task in tasks]
-        for task, future in zip(tasks, futures, strict=True):
-            try:
-                done.append((task, future.result()))
-            except MinerError as error:
-                failures.append(str(error))
-    return done
-
-
-def _run(task: Task, events: Events) -> list[PromptScores]:
-    """In the worker: train unless the work folder has the set, then replay."""
-    history = open_source(task.settings).load(task.asset, task.frequency).history
-    past = history.known_at(task.train_until)
-    if not len(past.bars):
-        raise DataError(f"{task.name}: no bars are known by --train-until; choose a later moment.")
-    profile = protocol_profile(task.settings.profile)
-    end = history.bars.end_ts if task.end is None else task.end
-    times = prompt_times(history, task.start, end, task.prompts)
-    engine = EngineForecaster(_models(task, past, events))
-    har = fit_har(past, days=task.settings.days)
-    forecasters: list[Forecaster] = [
-        engine,
-        ConstantSigma(),
-        EwmaStudentT.fit(past),
-        Har(model=har),
-        Oracle(har=Har(model=har), full=history),
-    ]
-    scores = []
-    competition = competition_like(profile, task.asset, task.frequency)
-    for prompt in replay(history, forecasters, competition, times, seed=task.settings.seed):
-        scores.append(prompt)
-        events.put((task.name, "prompts"))
-    return scores
-
-
-def _models(task: Task, past: MarketHistory, events: Events) -> ModelSet:
-    folder = WORK_DIR / _training_key(task, past)
-    if not published_sets(folder, task.asset, task.frequency):
-        result = train(
-            past,
-            days=task.settings.days,
-            seed=task.settings.seed,
-            profile=protocol_profile(task.settings.profile),
-            progress=lambda step: events.put((task.name, step)),
+    if not pairs:
+        raise DataError(
+            f"{', '.join(args.assets) or 'this source'} has no bars for {' or '.join(wanted)}; "
+            "ask for another asset or frequency."
         )
-        publish_set(folder, task.asset, task.frequency, result.model_id, result.files)
-    return load_model_set(published_sets(folder, task.asset, task.frequency)[0])
+    return sorted(pairs, key=lambda pair: wanted.index(pair[1]))
 
 
-def _training_key(task: Task, past: MarketHistory) -> str:
-    """Folder name of everything that a training depends on."""
-    bars = past.bars.between(past.bars.end_ts - int(task.settings.days * DAY_S), None)
-    content = sha256(bars.open_ts.tobytes() + bars.close.tobytes())
-    content.update(repr((task.settings.seed, task.settings.days, task.settings.profile)).encode())
-    return content.hexdigest()[:16]
+def _read_times(file: Path) -> IntArray:
+    """Start times from a file, one a line. Raises: DataError."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise DataError(f"prompt times {file} cannot be read: {reason}.") from None
+    times = []
+    for number, line in enumerate(lines, start=1):
+        text = line.strip()
+        if not text:
+            continue
+        try:
+            times.append(int(text) if text.isdecimal() else moment(text))
+        except ConfigError:
+            raise DataError(
+                f"{file}, line {number}: {text[:40]!r} is no time; write Unix seconds or "
+                "ISO 8601, e.g. 2025-12-01T00:00:00Z."
+            ) from None
+    if not times:
+        raise DataError(f"{file} holds no prompt time; write one a line.")
+    return np.array(times, dtype=np.int64)
 
 
-def _row(task: Task, scores: list[PromptScores]) -> tuple[Any, ...]:
-    ours = np.array([prompt.scores["engine"].total for prompt in scores])
-    versus = {name: _compare(task, scores, name) for name in ("reference", "ewma_t", "har")}
-    mean = {
-        name: np.mean([prompt.scores[name].total for prompt in scores])
-        for name in ("engine", "ewma_t", "oracle")
+def _shown_settings(args: Namespace, settings: Any, baselines: tuple[str, ...]) -> dict[str, Any]:
+    """What the results depend on; not what they do not, such as the number of processes."""
+
+    def readable(time: int | None) -> str | None:
+        return None if time is None else format_iso(time)
+
+    return {
+        "source": settings.source,
+        "archive_dir": None if settings.archive_dir is None else str(settings.archive_dir),
+        "profile": settings.profile,
+        "seed": settings.seed,
+        "days": settings.days,
+        "train_until": readable(args.train_until),
+        "start": readable(args.start),
+        "end": readable(args.end),
+        "prompts": None if args.prompt_times else args.prompts,
+        "prompt_times": None if args.prompt_times is None else str(args.prompt_times),
+        "assets": list(dict.fromkeys(args.assets)),
+        "frequency": args.frequency,
+        "baselines": list(baselines),
+        "program": program_key("walk_forward"),
     }
-    gap = (mean["ewma_t"] - mean["engine"]) / (mean["ewma_t"] - mean["oracle"])
-    return (
-        task.name,
-        len(scores),
-        f"{ours.mean():.1f}",
-        _ratio(versus["reference"]),
-        _ratio(versus["ewma_t"]),
-        _ratio(versus["har"]),
-        f"{100 * gap:.0f} %",
+
+
+# ---------------------------------------------------------------- what is printed and written
+
+
+def _print_figures(document: dict[str, Any]) -> None:
+    figures = _all_figures(document["markets"])
+    if not figures:
+        return
+    baselines = [name for name in document["settings"]["baselines"] if name != BOUND]
+    table(
+        "Mean scores, lower is better, and their ratios to those of others",
+        ("market", "score", *(f"÷ {name}" for name in baselines)),
+        [_score_row(found, found.parts["total"], baselines) for found in figures],
+    )
+    table(
+        "What they come to",
+        ("market", "prompts", "gap closed", f"{100 * NOMINAL:g} % covers", "verdict"),
+        [
+            (
+                found.name,
+                found.prompts,
+                _percent(found.parts["total"].gap_closed),
+                " ".join(f"{100 * shares[NOMINAL]:.0f}" for shares in found.coverage.values()),
+                found.verdict,
+            )
+            for found in figures
+        ],
+    )
+    with_term = [found for found in figures if "volatility" in found.parts]
+    if with_term:
+        _print_volatility(with_term)
+    print(
+        "gap closed: the way from ewma_t to an oracle that knows the volatility to come. "
+        f"{100 * NOMINAL:g} % covers: how\noften, in %, the outcome fell into that interval, by "
+        "lead. ±: one standard error, over days."
     )
 
 
-def _compare(task: Task, scores: list[PromptScores], name: str) -> PairedComparison:
-    return compare_scores(
-        np.array([prompt.scores["engine"].total for prompt in scores]),
-        np.array([prompt.scores[name].total for prompt in scores]),
-        np.array([prompt.start_ts for prompt in scores]),
-        horizon_s=FREQUENCIES[task.frequency].prompt_length_s,
+def _print_volatility(figures: Sequence[Figures]) -> None:
+    """The two parts of a score that has a volatility term, apart."""
+    rows = []
+    for found in figures:
+        changes, term = found.parts["intervals"], found.parts["volatility"]
+        rows.append(
+            (
+                found.name,
+                _score(changes),
+                _ratio(changes.ratios.get("ewma_t")),
+                _percent(changes.gap_closed),
+                _score(term),
+                _ratio(term.ratios.get("ewma_t")),
+            )
+        )
+    table(
+        "Price changes and the volatility term apart",
+        ("market", "changes", "÷ ewma_t", "gap closed", "volatility", "÷ ewma_t"),
+        rows,
     )
 
 
-def _ratio(comparison: PairedComparison) -> str:
-    return f"{comparison.ratio:.4f} ± {comparison.error:.4f}"
+def _all_figures(markets: Sequence[dict[str, Any]]) -> list[Figures]:
+    """Every market, and after those of one frequency their average."""
+    figures = []
+    for frequency in Frequency:
+        of_it = [market for market in markets if market["frequency"] == frequency.value]
+        figures += [summarise([market]) for market in of_it]
+        if len(of_it) > 1:
+            figures.append(summarise(of_it))
+    return figures
+
+
+def _score_row(found: Figures, part: PartFigures, baselines: Sequence[str]) -> tuple[Any, ...]:
+    ratios = [_ratio(part.ratios.get(name)) for name in baselines]
+    return (found.name, _score(part), *ratios)
+
+
+def _score(part: PartFigures) -> str | None:
+    return None if part.score is None else f"{part.score:.1f}"
+
+
+def _ratio(found: PairedComparison | None) -> str | None:
+    if found is None:
+        return None
+    error = f"{found.error:.4f}".lstrip("0") if np.isfinite(found.error) else "n/a"
+    return f"{found.ratio:.4f}±{error}"
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.0f} %"
+
+
+def _write(args: Namespace, document: dict[str, Any]) -> None:
+    if args.json is not None:
+        write_atomically(args.json, orjson.dumps(document) + b"\n")
+        note(f"scores: {args.json}")
+    if args.export_predictions is not None:
+        note(f"predictions: {args.export_predictions}")
+
+
+# ---------------------------------------------------------------- champion and challenger
+
+
+def _compare(champion: Path, challenger: Path) -> int:
+    contest = compare_documents(_read_document(champion), _read_document(challenger))
+    for difference in contest.other_settings:
+        note(f"they differ: {difference}.")
+    rows = [_contest_row(name, found) for name, found in contest.markets.items()]
+    if len(rows) > 1:
+        rows.append(_contest_row("overall", contest.overall))
+    table(
+        "Mean score of the challenger over that of the champion",
+        ("market", "prompts", "ratio", "better on", "p", "verdict"),
+        rows,
+    )
+    print(_decision(contest))
+    return 0
+
+
+def _contest_row(name: str, found: PairedComparison) -> tuple[Any, ...]:
+    better_on = f"{100 * found.wins:.0f} %"
+    return name, found.prompts, _ratio(found), better_on, f"{found.p_value:.3f}", found.verdict
+
+
+def _decision(contest: Contest) -> str:
+    return f"Decision: {contest.decision}."
+
+
+def _read_document(file: Path) -> dict[str, Any]:
+    try:
+        return check_document(orjson.loads(file.read_bytes()), str(file))
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}.") from None
+    except ValueError:
+        raise DataError(f"{file} is not valid JSON; write it with --json.") from None
 
 
 if __name__ == "__main__":

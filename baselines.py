@@ -5,7 +5,7 @@ where `known` holds only bars known at the moment of the prompt.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Final, Protocol, Self
 
 import numpy as np
 from numpy.random import Generator
@@ -15,7 +15,8 @@ from config import FREQUENCIES, asset_spec
 from domain import FloatArray, ForecastRequest, MarketHistory
 from features import CAP_QUANTILE, return_grid
 
-TAIL_DOF = 4.0
+TAIL_DOF: Final = 4.0
+MEMORY_HALF_LIVES: Final = 64
 
 
 class Forecaster(Protocol):
@@ -72,7 +73,9 @@ class EwmaStudentT:
     def variance(self, known: MarketHistory) -> float:
         """EWMA of squared capped returns per bar, bps²; a move over a gap is spread."""
         spec = FREQUENCIES[known.frequency]
-        grid = return_grid(known.bars)
+        # What is forgotten to the last digit need not be read.
+        memory_s = int(MEMORY_HALF_LIVES * spec.fallback_half_life) * spec.bar_s
+        grid = return_grid(known.bars, known.bars.end_ts - memory_s)
         seen = grid.span > 0
         square = np.minimum(np.abs(np.where(seen, grid.returns, 0.0)), self.cap_bps) ** 2
         square /= np.maximum(grid.span, 1)

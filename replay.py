@@ -6,80 +6,67 @@ closed by `t`. It is scored with the prices that the network would look up.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.random import Generator
 
 from baselines import Forecaster
 from config import FREQUENCIES, NUM_PATHS, Competition
-from domain import FloatArray, ForecastRequest, IntArray, MarketHistory
+from domain import FloatArray, Forecast, ForecastRequest, IntArray, MarketHistory
 from errors import DataError
 from forecast_engine import draw, request_rng
 from lgbm_predictor import ModelSet
-from market_view import MarketState, first_state, view_with_models
+from market_view import MarketState, MarketView, best_view
+from pit import interval_histograms, lead_pits
 from scoring import ScoreCard, score_paths
+from wire_format import round_prices
 
-MINIMUM_REALISED = 0.05  # of the points; below, the market was closed
+MINIMUM_REALISED: Final = 0.05  # of the points; below, the market was closed
 
 
-@dataclass(slots=True)
+# ---------------------------------------------------------------- the engine as a forecaster
+
+
+@dataclass(slots=True, eq=False)
 class EngineForecaster:
     """The production forecast with one model set, its state carried between prompts."""
 
     models: ModelSet
-    name: str = "engine"
+    name: ClassVar[str] = "engine"
     _state: MarketState | None = field(default=None, repr=False)
 
+    def view(self, known: MarketHistory) -> MarketView:
+        """The market as the engine sees it at the end of `known`."""
+        if self._state is not None and self._state.until > known.bars.end_ts:
+            self._state = None
+        view, self._state = best_view(self.models, known, self._state, "")
+        return view
+
+    def answer(self, request: ForecastRequest, known: MarketHistory, rng: Generator) -> Forecast:
+        """The answer of a miner at the end of `known`, in prices as they are sent."""
+        return answer_as_sent(request, self.view(known), rng)
+
     def paths(self, request: ForecastRequest, known: MarketHistory, rng: Generator) -> FloatArray:
-        """Paths as the miner would answer at the end of `known`."""
-        if self._state is None or self._state.until > known.bars.end_ts:
-            self._state = first_state(self.models, known)
-        view, self._state = view_with_models(self.models, known, self._state)
-        return draw(request, view, known.anchor_ts, rng).paths
+        """The paths of `answer`; (num_paths, n_points)."""
+        return self.answer(request, known, rng).paths
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptScores:
-    """One prompt and the score of every forecaster."""
+def answer_as_sent(request: ForecastRequest, view: MarketView, rng: Generator) -> Forecast:
+    """The answer to a request in the market of `view`, its prices rounded as on the wire."""
+    forecast = draw(request, view, view.anchor_ts, rng)
+    return replace(forecast, paths=round_prices(forecast.paths))
 
-    start_ts: int
-    scores: Mapping[str, ScoreCard]
+
+# ---------------------------------------------------------------- prompts and outcomes
 
 
 def known_at_prompt(history: MarketHistory, start_ts: int) -> MarketHistory:
     """What a miner knows when it answers a prompt for `start_ts`."""
     return history.known_at(start_ts - history.scored_lag_s)
-
-
-def realised_path(history: MarketHistory, request: ForecastRequest) -> FloatArray:
-    """The prices that score the request; (n_points,), NaN where none is known."""
-    wanted = request.grid_ts + history.scored_lag_s
-    closes = history.price_bars.close_ts
-    at = np.minimum(np.searchsorted(closes, wanted), len(closes) - 1)
-    return np.where(closes[at] == wanted, history.price_bars.close[at], np.nan)
-
-
-def prompt_times(history: MarketHistory, start: int, end: int, count: int) -> IntArray:
-    """Up to `count` start times from `start` on, evenly spread, their outcomes known by `end`.
-
-    Prompts during which the market hardly moved hands are left out. Raises:
-    DataError if none is left.
-    """
-    spec = FREQUENCIES[history.frequency]
-    last = min(end, history.bars.end_ts) - spec.prompt_length_s - history.scored_lag_s
-    # Without finer truth, prompts lie on the grid of the bars.
-    step = 60 if history.price_bars.bar_s == 60 else history.price_bars.bar_s
-    spread = np.linspace(start, max(last, start), count) // step * step
-    times = np.unique(spread.astype(np.int64))
-    times = times[(times >= start) & (times <= last)]
-    chosen = [t for t in times.tolist() if _was_open(history, usual_request(history, t))]
-    if not chosen:
-        raise DataError(
-            f"{history.asset} {history.frequency.value}: no prompt fits between {start} and {end} "
-            "with a known outcome; choose another --start or --end."
-        )
-    return np.array(chosen, dtype=np.int64)
 
 
 def usual_request(history: MarketHistory, start_ts: int) -> ForecastRequest:
@@ -94,30 +81,179 @@ def usual_request(history: MarketHistory, start_ts: int) -> ForecastRequest:
     )
 
 
-def _was_open(history: MarketHistory, request: ForecastRequest) -> bool:
-    return bool(np.isfinite(realised_path(history, request)).mean() >= MINIMUM_REALISED)
+def realised_path(history: MarketHistory, request: ForecastRequest) -> FloatArray:
+    """The prices that score the request; (n_points,), NaN where none is known."""
+    wanted = request.grid_ts + history.scored_lag_s
+    closes = history.price_bars.close_ts
+    at = np.minimum(np.searchsorted(closes, wanted), len(closes) - 1)
+    return np.where(closes[at] == wanted, history.price_bars.close[at], np.nan)
+
+
+def prompt_grid_s(history: MarketHistory) -> int:
+    """Prompts start on whole multiples of this; without finer truth, on the grid of the bars."""
+    return 60 if history.price_bars.bar_s == 60 else history.price_bars.bar_s
+
+
+def last_prompt(history: MarketHistory, end: int | None = None) -> int:
+    """The latest start time whose outcome is known by `end` (default: the last bar)."""
+    spec = FREQUENCIES[history.frequency]
+    last_known = history.price_bars.end_ts if end is None else min(end, history.price_bars.end_ts)
+    last = last_known - spec.prompt_length_s - history.scored_lag_s
+    return last // prompt_grid_s(history) * prompt_grid_s(history)
+
+
+def prompt_times(history: MarketHistory, start: int, end: int | None, count: int) -> IntArray:
+    """`count` start times from `start` on, evenly spread, their outcomes known by `end`.
+
+    Prompts during which the market hardly moved hands do not count as time. Raises:
+    DataError if there is none.
+    """
+    grid = prompt_grid_s(history)
+    first = -(-max(start, int(history.price_bars.open_ts[0])) // grid) * grid
+    times = np.arange(first, last_prompt(history, end) + 1, grid, dtype=np.int64)
+    times = times[_share_realised(history, times) >= MINIMUM_REALISED]
+    if not len(times):
+        until = _readable(history.price_bars.end_ts if end is None else end)
+        raise DataError(
+            f"{history.asset} {history.frequency.value}: no prompt fits between {_readable(start)} "
+            f"and {until} with a known outcome; choose another --start or --end."
+        )
+    chosen = np.linspace(0, len(times) - 1, min(count, len(times)))
+    return np.asarray(times[chosen.round().astype(np.int64)], dtype=np.int64)
+
+
+def _share_realised(history: MarketHistory, times: IntArray) -> FloatArray:
+    """Share of the points of a usual prompt whose price is known; shape of `times`."""
+    if not len(times):
+        return np.empty(0)
+    spec = FREQUENCIES[history.frequency]
+    bar_s = history.price_bars.bar_s
+    stride, steps = spec.prompt_increment_s // bar_s, spec.prompt_length_s // bar_s
+    begin = int(times[0]) + history.scored_lag_s
+    slots = np.arange(begin, int(times[-1]) + history.scored_lag_s + 1 + steps * bar_s, bar_s)
+    known = np.isin(slots, history.price_bars.close_ts)
+    # Running counts over every `stride`-th slot, one lane per phase.
+    lanes = np.pad(known, (stride, -len(known) % stride)).reshape(-1, stride).cumsum(axis=0)
+    running = lanes.ravel()
+    at = (times - times[0]) // bar_s
+    return np.asarray((running[at + steps + stride] - running[at]) / (steps // stride + 1))
+
+
+def check_prompt_times(history: MarketHistory, times: IntArray) -> None:
+    """Refuse given start times that cannot be replayed. Raises: DataError."""
+    name = f"{history.asset} {history.frequency.value}"
+    grid = prompt_grid_s(history)
+    first = int(history.bars.open_ts[0]) + history.bars.bar_s + history.scored_lag_s
+    last = last_prompt(history)
+    for time in times.tolist():
+        if time % grid:
+            raise DataError(
+                f"{name}: prompt time {_readable(time)} is off the grid; here prompts start on "
+                f"whole multiples of {grid} s."
+            )
+        if not first <= time <= last:
+            raise DataError(
+                f"{name}: prompt time {_readable(time)} lies outside the data, which serve prompts "
+                f"from {_readable(first)} to {_readable(last)}."
+            )
+        if not np.isfinite(realised_path(history, usual_request(history, time))).any():
+            raise DataError(
+                f"{name}: nothing is known of the outcome of prompt time {_readable(time)}; "
+                "take it out of the file."
+            )
+
+
+def _readable(ts: int) -> str:
+    return datetime.fromtimestamp(ts, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+# ---------------------------------------------------------------- replay
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptResult:
+    """One prompt: the score of every forecaster, and the calibration of the engine."""
+
+    start_ts: int
+    scores: Mapping[str, ScoreCard]
+    pit: Mapping[int, float]  # of the engine, by anchor lead in seconds; NaN unknown
+    histogram: Mapping[str, IntArray]  # of the engine's PIT, by scored interval
+    model_id: str | None
+    rung: str
+    answer: str  # hash of the engine's prices
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; numbers that are not finite become None."""
+        return {
+            "start_ts": self.start_ts,
+            "scores": {
+                name: {"total": _plain(card.total), "intervals": dict(card.by_interval)}
+                for name, card in self.scores.items()
+            },
+            "pit": {str(lead): _plain(value) for lead, value in self.pit.items()},
+            "histogram": {name: counts.tolist() for name, counts in self.histogram.items()},
+            "model_id": self.model_id,
+            "rung": self.rung,
+            "answer": self.answer,
+        }
+
+    @classmethod
+    def score(
+        cls,
+        forecast: Forecast,
+        others: Mapping[str, FloatArray],
+        realised: FloatArray,
+        competition: Competition,
+        leads_s: Sequence[int],
+    ) -> Self:
+        """Score the engine's answer and the paths of the others on one prompt."""
+        step = forecast.request.increment_s
+        paths = forecast.paths
+        all_paths = {EngineForecaster.name: paths, **others}
+        return cls(
+            start_ts=forecast.request.start_ts,
+            scores={
+                name: score_paths(given, realised, competition, increment_s=step)
+                for name, given in all_paths.items()
+            },
+            pit=lead_pits(paths, realised, leads_s, increment_s=step),
+            histogram=interval_histograms(paths, realised, competition, increment_s=step),
+            model_id=forecast.diagnostics.model_id,
+            rung=forecast.diagnostics.rung,
+            answer=answer_digest(paths),
+        )
+
+
+def answer_digest(paths: FloatArray) -> str:
+    """Hash of the prices of an answer: equal answers, equal hashes."""
+    return sha256(np.ascontiguousarray(paths, dtype=np.float64).tobytes()).hexdigest()[:16]
+
+
+def _plain(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def replay(
     history: MarketHistory,
-    forecasters: Sequence[Forecaster],
+    engine: EngineForecaster,
+    baselines: Sequence[Forecaster],
     competition: Competition,
     times: IntArray,
     *,
     seed: int,
-) -> Iterator[PromptScores]:
-    """Score every forecaster on the prompts that start at `times`, in time order."""
+) -> Iterator[tuple[PromptResult, Forecast]]:
+    """Answer and score the prompts that start at `times`, in time order.
+
+    Every forecaster gets the same random numbers that a live answer would.
+    """
+    leads_s = FREQUENCIES[history.frequency].leads_s
     for start_ts in times.tolist():
         request = usual_request(history, start_ts)
         known = known_at_prompt(history, start_ts)
-        realised = realised_path(history, request)
-        scores = {
-            forecaster.name: score_paths(
-                forecaster.paths(request, known, request_rng(seed, request)),
-                realised,
-                competition,
-                increment_s=request.increment_s,
-            )
-            for forecaster in forecasters
+        forecast = engine.answer(request, known, request_rng(seed, request))
+        others = {
+            baseline.name: baseline.paths(request, known, request_rng(seed, request))
+            for baseline in baselines
         }
-        yield PromptScores(start_ts=start_ts, scores=scores)
+        realised = realised_path(history, request)
+        yield PromptResult.score(forecast, others, realised, competition, leads_s), forecast
