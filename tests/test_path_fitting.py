@@ -100,8 +100,9 @@ def test_prompts_of_which_nothing_that_counts_is_known_leave_the_start(monkeypat
     assert search_shape(HF, HOUR, prompts, CALM, seed=0) is CALM
 
 
-def test_one_prompt_alone_decides_nothing(monkeypatch):
-    try_only(monkeypatch, {"path_sd": 0.4}, {"path_sd": 0.2})
+def test_one_prompt_alone_decides_nothing_whatever_it_would_gain(monkeypatch):
+    scores_by_path_sd(monkeypatch, {CALM.path_sd: [10.0], 0.4: [5.0]})
+    try_only(monkeypatch, {"path_sd": 0.4})
     assert search_shape(HF, HOUR, past_prompts(WILD, 1, 11), CALM, seed=0) is CALM
 
 

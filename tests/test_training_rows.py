@@ -39,6 +39,10 @@ def same_bytes(left: np.ndarray, right: np.ndarray) -> bool:
     return left.shape == right.shape and left.tobytes() == right.tobytes()
 
 
+def learned_the_same(left: Market, right: Market) -> bool:
+    return left.standardiser.to_dict() == right.standardiser.to_dict()
+
+
 @cache
 def some_bars(spec: FrequencySpec) -> Bars:
     """Some days of a random walk with single bars and one night missing."""
@@ -225,14 +229,14 @@ def test_clock_unit_and_cap_are_learned_from_the_past_alone(spec):
     corrupted = market_of(corrupted_from(bars, START + train_end * spec.bar_s), spec, train_end)
     shorter = market_of(bars.between(None, START + 750 * spec.bar_s), spec, train_end)
     for other in (corrupted, shorter):
-        assert other.standardiser.to_dict() == honest.standardiser.to_dict()
+        assert learned_the_same(other, honest)
         assert same_bytes(other.frame.shared[:train_end], honest.frame.shared[:train_end])
         assert same_bytes(
             other.frame.by_bucket[:, :train_end], honest.frame.by_bucket[:, :train_end]
         )
         assert same_bytes(other.z[:train_end], honest.z[:train_end])
     later = market_of(bars, spec, train_end + 200)
-    assert later.standardiser.to_dict() != honest.standardiser.to_dict()
+    assert not learned_the_same(later, honest)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -249,7 +253,7 @@ def test_averages_start_from_the_bars_before_the_window(spec):
     cold = prepare_market(
         spec, return_grid(bars, start), grid.part(0, 0), MarketHours.CONTINUOUS, 300
     )
-    assert cold.standardiser.to_dict() == warmed.standardiser.to_dict()
+    assert learned_the_same(cold, warmed)
     assert not same_bytes(cold.frame.level, warmed.frame.level)
 
 
