@@ -116,6 +116,8 @@ class Standardiser:
 
     def _variance(self, grid: ReturnGrid) -> FloatArray:
         """Seasonal variance of the bars that each return covers; shape (n,)."""
+        if not len(grid):
+            return np.zeros(0)
         # A gap may have begun before the grid does; the clock starts there.
         before = max(int(np.max(grid.span - np.arange(1, len(grid) + 1), initial=0)), 0)
         early = grid.open_ts[0] - grid.bar_s * np.arange(before, 0, -1, dtype=np.int64)

@@ -130,9 +130,14 @@ def test_a_grid_that_starts_before_the_first_bar_begins_with_a_gap():
     assert same_bytes(grid.returns[4:], return_grid(bars).returns[1:])
 
 
-def test_a_grid_that_starts_after_the_last_bar_is_empty():
-    bars = bars_at(full_grid(0.1, 300), 300)
-    assert len(return_grid(bars, START + DAY_S)) == 0
+def test_a_grid_that_starts_after_the_last_bar_is_empty_and_changes_no_state():
+    grid = return_grid(bars_at(full_grid(0.1, 300), 300), START + DAY_S)
+    z = standardiser_for(LF).apply(grid)
+    assert len(grid) == len(z) == 0
+    before = trace_ewma(LF, np.ones(5), initial_state(LF, START)).state
+    after = trace_ewma(LF, z, before).state
+    assert after.end_ts == before.end_ts
+    assert same_bytes(after.sums, before.sums)
 
 
 def test_a_move_over_a_gap_is_spread_over_the_bars_it_covers():
