@@ -13,7 +13,7 @@ as they are. What is done is kept there: an interrupted run goes on when it is r
 
 import multiprocessing
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -25,19 +25,22 @@ import numpy as np
 import orjson
 
 from backtest_results import (
-    BOUND,
-    NOMINAL,
     SCHEMA,
-    Contest,
-    Figures,
-    PartFigures,
     check_document,
     compare_documents,
     market_entry,
-    summarise,
+    market_name,
+    start_times,
 )
-from backtest_store import differing, interrupted_run, load_scores, note_run, program_key
-from comparison import PairedComparison
+from backtest_store import (
+    PREDICTIONS,
+    differing,
+    interrupted_run,
+    load_scores,
+    note_run,
+    program_key,
+)
+from backtest_tables import print_contest, print_figures
 from config import Frequency
 from console import (
     add_asset_argument,
@@ -49,7 +52,6 @@ from console import (
     script_parser,
     settings_from,
     showing_progress,
-    table,
 )
 from data_fetcher import BarSource, open_source
 from domain import IntArray
@@ -61,12 +63,13 @@ from walk_forward import (
     BASELINES,
     DEFAULT_BASELINES,
     DEFAULT_DAYS,
+    EngineViews,
     Market,
     Plan,
     Prompts,
-    Stopped,
     plan_market,
     replay_in_worker,
+    report_step,
     start_worker,
     train_in_worker,
 )
@@ -190,9 +193,9 @@ def main() -> int:
         plans = run.plan()
         run.work_off(plans)
         document = run.document(plans)
-    _print_figures(document)
-    if document["markets"]:
-        _write(args, document)
+        print_figures(document)
+        if document["markets"]:
+            _write(args, run, document)
     for failure in run.failures:
         note(failure)
     return 1 if run.failures else 0
@@ -269,22 +272,9 @@ class _Run:
         waiting = [plan for plan in plans if plan.todo]
         if not waiting:
             return
-        context = multiprocessing.get_context("spawn")  # threads of BLAS do not survive a fork
-        stop = context.Event()
-        with (
-            showing_progress(
-                {plan.market.name: _steps(plan) for plan in waiting}, context
-            ) as events,
-            ProcessPoolExecutor(
-                self.jobs, mp_context=context, initializer=start_worker, initargs=(stop, events)
-            ) as pool,
-        ):
-            try:
-                self._work_off_in(pool, waiting)
-            except BaseException:
-                stop.set()
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+        steps = {plan.market.name: _steps(plan) for plan in waiting}
+        with _workers(self.jobs, steps) as pool:
+            self._work_off_in(pool, waiting)
 
     def _work_off_in(self, pool: ProcessPoolExecutor, plans: list[Plan]) -> None:
         """Replay prompts as soon as their models are there."""
@@ -293,7 +283,7 @@ class _Run:
             for moment_ in plan.untrained:
                 running[pool.submit(train_in_worker, plan.market, moment_)] = plan, moment_
         for plan in plans:
-            for moment_ in plan.missing.keys() - set(plan.untrained):
+            for moment_ in sorted(plan.missing.keys() - set(plan.untrained)):
                 running |= self._submit_prompts(pool, plan, moment_)
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -313,11 +303,9 @@ class _Run:
             for chunk in np.array_split(times, parts)
         }
 
-    def _failed(self, future: "Future[None]") -> bool:
+    def _failed(self, future: "Future[Any]") -> bool:
         try:
             future.result()
-        except Stopped:
-            return True
         except BrokenProcessPool:
             raise MinerError(
                 "a worker process ended, perhaps for want of memory; what was done is kept: repeat "
@@ -341,6 +329,55 @@ class _Run:
             name = market.competition.name
             entries.append(market_entry(market.asset, market.frequency, name, plan.bars, prompts))
         return {"schema": SCHEMA, "settings": self.settings, "markets": entries}
+
+    def explain(self, document: dict[str, Any]) -> dict[str, Any]:
+        """What the report says about why, by market; costs some replays more."""
+        from report import EXPLAIN_STEPS  # figures take long to import
+
+        markets = {market.name: market for market in self.markets}
+        entries = {market_name(entry): entry for entry in document["markets"]}
+        insights = {}
+        with _workers(self.jobs, dict.fromkeys(entries, EXPLAIN_STEPS)) as pool:
+            futures = {
+                name: pool.submit(_explain_in_worker, markets[name], entry)
+                for name, entry in entries.items()
+            }
+            for name, future in futures.items():
+                if not self._failed(future):
+                    insights[name] = future.result()
+        return insights
+
+
+@contextmanager
+def _workers(jobs: int, steps: dict[str, int]) -> Iterator[ProcessPoolExecutor]:
+    """Processes that stop soon when the block is left by an error or an interrupt."""
+    context = multiprocessing.get_context("spawn")  # threads of BLAS do not survive a fork
+    stop = context.Event()
+    with (
+        showing_progress(steps, context) as events,
+        ProcessPoolExecutor(
+            jobs, mp_context=context, initializer=start_worker, initargs=(stop, events)
+        ) as pool,
+    ):
+        try:
+            yield pool
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _explain_in_worker(market: Market, entry: dict[str, Any]) -> Any:
+    from report import explain_market
+
+    return explain_market(
+        market.history(),
+        EngineViews(market, start_times(entry)),
+        market.competition,
+        entry,
+        seed=market.settings.seed,
+        on_step=lambda: report_step(market.name, "report"),
+    )
 
 
 def _steps(plan: Plan) -> int:
@@ -428,130 +465,27 @@ def _shown_settings(args: Namespace, settings: Any, baselines: tuple[str, ...]) 
     }
 
 
-# ---------------------------------------------------------------- what is printed and written
+# ---------------------------------------------------------------- what is written
 
 
-def _print_figures(document: dict[str, Any]) -> None:
-    figures = _all_figures(document["markets"])
-    if not figures:
-        return
-    baselines = [name for name in document["settings"]["baselines"] if name != BOUND]
-    table(
-        "Mean scores, lower is better, and their ratios to those of others",
-        ("market", "score", *(f"÷ {name}" for name in baselines)),
-        [_score_row(found, found.parts["total"], baselines) for found in figures],
-    )
-    table(
-        "What they come to",
-        ("market", "prompts", "gap closed", f"{100 * NOMINAL:g} % covers", "verdict"),
-        [
-            (
-                found.name,
-                found.prompts,
-                _percent(found.parts["total"].gap_closed),
-                " ".join(f"{100 * shares[NOMINAL]:.0f}" for shares in found.coverage.values()),
-                found.verdict,
-            )
-            for found in figures
-        ],
-    )
-    with_term = [found for found in figures if "volatility" in found.parts]
-    if with_term:
-        _print_volatility(with_term)
-    print(
-        "gap closed: the way from ewma_t to an oracle that knows the volatility to come. "
-        f"{100 * NOMINAL:g} % covers: how\noften, in %, the outcome fell into that interval, by "
-        "lead. ±: one standard error, over days."
-    )
-
-
-def _print_volatility(figures: Sequence[Figures]) -> None:
-    """The two parts of a score that has a volatility term, apart."""
-    rows = []
-    for found in figures:
-        changes, term = found.parts["intervals"], found.parts["volatility"]
-        rows.append(
-            (
-                found.name,
-                _score(changes),
-                _ratio(changes.ratios.get("ewma_t")),
-                _percent(changes.gap_closed),
-                _score(term),
-                _ratio(term.ratios.get("ewma_t")),
-            )
-        )
-    table(
-        "Price changes and the volatility term apart",
-        ("market", "changes", "÷ ewma_t", "gap closed", "volatility", "÷ ewma_t"),
-        rows,
-    )
-
-
-def _all_figures(markets: Sequence[dict[str, Any]]) -> list[Figures]:
-    """Every market, and after those of one frequency their average."""
-    figures = []
-    for frequency in Frequency:
-        of_it = [market for market in markets if market["frequency"] == frequency.value]
-        figures += [summarise([market]) for market in of_it]
-        if len(of_it) > 1:
-            figures.append(summarise(of_it))
-    return figures
-
-
-def _score_row(found: Figures, part: PartFigures, baselines: Sequence[str]) -> tuple[Any, ...]:
-    ratios = [_ratio(part.ratios.get(name)) for name in baselines]
-    return (found.name, _score(part), *ratios)
-
-
-def _score(part: PartFigures) -> str | None:
-    return None if part.score is None else f"{part.score:.1f}"
-
-
-def _ratio(found: PairedComparison | None) -> str | None:
-    if found is None:
-        return None
-    error = f"{found.error:.4f}".lstrip("0") if np.isfinite(found.error) else "n/a"
-    return f"{found.ratio:.4f}±{error}"
-
-
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{100 * share:.0f} %"
-
-
-def _write(args: Namespace, document: dict[str, Any]) -> None:
+def _write(args: Namespace, run: _Run, document: dict[str, Any]) -> None:
     if args.json is not None:
         write_atomically(args.json, orjson.dumps(document) + b"\n")
         note(f"scores: {args.json}")
     if args.export_predictions is not None:
-        note(f"predictions: {args.export_predictions}")
+        note(f"predictions: {args.export_predictions / PREDICTIONS}")
+    if args.report is not None:
+        from report import write_report
+
+        note(f"report: {write_report(args.report, document, run.explain(document))}")
 
 
 # ---------------------------------------------------------------- champion and challenger
 
 
 def _compare(champion: Path, challenger: Path) -> int:
-    contest = compare_documents(_read_document(champion), _read_document(challenger))
-    for difference in contest.other_settings:
-        note(f"they differ: {difference}.")
-    rows = [_contest_row(name, found) for name, found in contest.markets.items()]
-    if len(rows) > 1:
-        rows.append(_contest_row("overall", contest.overall))
-    table(
-        "Mean score of the challenger over that of the champion",
-        ("market", "prompts", "ratio", "better on", "p", "verdict"),
-        rows,
-    )
-    print(_decision(contest))
+    print_contest(compare_documents(_read_document(champion), _read_document(challenger)))
     return 0
-
-
-def _contest_row(name: str, found: PairedComparison) -> tuple[Any, ...]:
-    better_on = f"{100 * found.wins:.0f} %"
-    return name, found.prompts, _ratio(found), better_on, f"{found.p_value:.3f}", found.verdict
-
-
-def _decision(contest: Contest) -> str:
-    return f"Decision: {contest.decision}."
 
 
 def _read_document(file: Path) -> dict[str, Any]:

@@ -143,6 +143,7 @@ class Figures:
 
 def summarise(markets: Sequence[Market]) -> Figures:
     """The figures of one market, or of several of one frequency, each counting the same."""
+    markets = [_answered_by_all(market) for market in markets]
     single = len(markets) == 1
     parts = [part for part in PARTS if part == "total" or _has_volatility(markets)]
     leads = [int(lead) for lead in markets[0]["prompts"][0]["pit"]]
@@ -153,6 +154,20 @@ def summarise(markets: Sequence[Market]) -> Figures:
         coverage={lead: _mean_coverage(markets, lead) for lead in leads},
         coverage_error={lead: _coverage_error(markets, lead) for lead in leads},
     )
+
+
+def _answered_by_all(market: Market) -> Market:
+    """The market without prompts on which anybody missed; as it is, if that leaves none."""
+    prompts = [
+        prompt
+        for prompt in market["prompts"]
+        if not any(_is_miss(card["total"]) for card in prompt["scores"].values())
+    ]
+    return {**market, "prompts": prompts} if prompts else market
+
+
+def _is_miss(total: float | None) -> bool:
+    return total is None or total < 0
 
 
 def scores_of(market: Market, forecaster: str, part: str = "total") -> FloatArray:

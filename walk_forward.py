@@ -7,7 +7,7 @@ and scores are kept in the work folder, so only what is missing is done.
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from multiprocessing import parent_process
@@ -17,6 +17,7 @@ from threading import Thread
 from typing import Any, Final
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from backtest_store import (
     append_score,
@@ -42,9 +43,8 @@ from config import (
     protocol_profile,
 )
 from data_fetcher import open_source
-from domain import FloatArray, ForecastRequest, IntArray, MarketHistory
+from domain import IntArray, MarketHistory
 from errors import ConfigError, DataError, InsufficientHistory
-from forecast_engine import request_rng
 from garch_baseline import Garch
 from lgbm_predictor import ModelSet, load_model_set
 from lgbm_trainer import train
@@ -53,12 +53,10 @@ from market_view import MarketView
 from model_store import publish_set, published_sets
 from replay import (
     EngineForecaster,
-    answer_as_sent,
     answer_digest,
     check_prompt_times,
     known_at_prompt,
     prompt_times,
-    realised_path,
     replay,
     usual_request,
 )
@@ -310,38 +308,29 @@ def replay_prompts(market: Market, moment: int, times: IntArray, report: Report)
         report(market.name, "prompts")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Visit:
-    """A replayed prompt as the engine saw it, with its answer and what came true."""
+class EngineViews:
+    """What the engine saw at prompts that were replayed: a view for what was known then.
 
-    request: ForecastRequest
-    known: MarketHistory
-    view: MarketView
-    paths: FloatArray  # (num_paths, n_points), as sent
-    realised: FloatArray  # (n_points,), NaN where unknown
-
-
-def visit_prompts(market: Market, times: IntArray) -> Iterator[Visit]:
-    """Prompts that were replayed, once more, for figures and questions of why.
-
-    Nothing is trained: the models are those of the replay.
+    Nothing is trained: the models are those of the replay. Quick in rising time.
     """
-    history = market.history()
-    moments = np.array([training_moment(market, history, t) for t in times.tolist()])
-    for moment in np.unique(moments):
-        engine = EngineForecaster(_models(market, history, int(moment)))
-        for start_ts in np.sort(times[moments == moment]).tolist():
-            request = usual_request(history, start_ts)
-            known = known_at_prompt(history, start_ts)
-            view = engine.view(known)
-            rng = request_rng(market.settings.seed, request)
-            yield Visit(
-                request=request,
-                known=known,
-                view=view,
-                paths=answer_as_sent(request, view, rng).paths,
-                realised=realised_path(history, request),
-            )
+
+    def __init__(self, market: Market, times: IntArray) -> None:
+        """`times` (n,): the start times of the replayed prompts."""
+        history = market.history()
+        self._market = market
+        self._moments = {
+            known_at_prompt(history, t).anchor_ts: training_moment(market, history, t)
+            for t in times.tolist()
+        }
+        self._engines: dict[int, EngineForecaster] = {}
+
+    def __call__(self, known: MarketHistory) -> MarketView:
+        """The market as the engine saw it at the end of `known`."""
+        moment = self._moments[known.anchor_ts]
+        if moment not in self._engines:
+            models = _models(self._market, self._market.history(), moment)
+            self._engines = {moment: EngineForecaster(models)}  # the ones before are done with
+        return self._engines[moment].view(known)
 
 
 # ---------------------------------------------------------------- worker processes
@@ -354,12 +343,6 @@ class _Worker:
     stop: Event | None = None
     events: Any = None
 
-    def report(self, name: str, step: str) -> None:
-        if self.stop is not None and self.stop.is_set():
-            raise Stopped
-        if self.events is not None:
-            self.events.put((name, step))
-
 
 _worker: Final = _Worker()
 
@@ -367,6 +350,7 @@ _worker: Final = _Worker()
 def start_worker(stop: Event, events: Any) -> None:
     """Make this process a worker that stops when told to, and ends with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and says when
+    threadpool_limits(1)  # workers share the cores already
     _worker.stop, _worker.events = stop, events
     Thread(target=_end_with_parent, daemon=True).start()
 
@@ -378,11 +362,19 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+def report_step(name: str, step: str) -> None:
+    """Say which step of a market begins. Raises: Stopped if there is to be no other."""
+    if _worker.stop is not None and _worker.stop.is_set():
+        raise Stopped
+    if _worker.events is not None:
+        _worker.events.put((name, step))
+
+
 def train_in_worker(market: Market, moment: int) -> None:
     """`train_models`, in a worker process."""
-    train_models(market, moment, _worker.report)
+    train_models(market, moment, report_step)
 
 
 def replay_in_worker(market: Market, moment: int, times: IntArray) -> None:
     """`replay_prompts`, in a worker process."""
-    replay_prompts(market, moment, times, _worker.report)
+    replay_prompts(market, moment, times, report_step)

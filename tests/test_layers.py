@@ -45,7 +45,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "lgbm_trainer",
     ),
     3: ("market_view", "forecast_engine", "replay", "walk_forward", "attribution"),
-    4: ("http_service", "console", "plots", "report"),
+    4: ("http_service", "console", "backtest_tables", "plots", "report"),
     5: ("train_models", "miner", "test_miner", "backtest", "import_bars", "demo"),
 }
 
@@ -103,6 +103,7 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
         "parts are replaced in the forecasts that answer live",
     ),
     "report": (frozenset({"plots"}), "a page of figures"),
+    "backtest_tables": (frozenset({"console"}), "tables are printed through it"),
     "walk_forward": (
         frozenset({"forecast_engine", "market_view", "replay"}),
         "it replays market by market",
