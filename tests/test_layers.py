@@ -105,7 +105,7 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
     "report": (frozenset({"plots"}), "a page of figures"),
     "backtest_tables": (frozenset({"console"}), "tables are printed through it"),
     "walk_forward": (
-        frozenset({"forecast_engine", "market_view", "replay"}),
+        frozenset({"market_view", "replay"}),
         "it replays market by market",
     ),
     "lgbm_trainer": (
