@@ -143,7 +143,7 @@ class Figures:
 
 def summarise(markets: Sequence[Market]) -> Figures:
     """The figures of one market, or of several of one frequency, each counting the same."""
-    markets = [_answered_by_all(market) for market in markets]
+    markets = [answered_by_all(market) for market in markets]
     single = len(markets) == 1
     parts = [part for part in PARTS if part == "total" or _has_volatility(markets)]
     leads = [int(lead) for lead in markets[0]["prompts"][0]["pit"]]
@@ -156,7 +156,7 @@ def summarise(markets: Sequence[Market]) -> Figures:
     )
 
 
-def _answered_by_all(market: Market) -> Market:
+def answered_by_all(market: Market) -> Market:
     """The market without prompts on which anybody missed; as it is, if that leaves none."""
     prompts = [
         prompt
