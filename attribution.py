@@ -221,7 +221,8 @@ def _centre_losses(answers: _Answers) -> tuple[Loss, Loss]:
     ).T
     drifts = answers.table([partial(_with_drift, drift=drift) for drift in DRIFTS])
     drift = DRIFTS[_chosen(drifts)]
-    words = f"{drift:+.1f} standard deviations of the end" if drift else "as forecast"
+    sign = "+" if drift > 0 else "\N{MINUS SIGN}"
+    words = f"{sign}{abs(drift):.1f} standard deviations of the end" if drift else "as forecast"
     return (
         answers.loss(Part.CENTRE, known, "the mean move of every prompt, as it came true"),
         answers.loss(Part.DRIFT, _best_for_all(drifts), words),

@@ -1,9 +1,12 @@
-"""Figures: the fan chart of a forecast.
+"""Figures: the fan chart of a forecast, and the small figures of a report.
 
-Everything is drawn on `Figure` objects with matplotlib's Agg renderer: no
-window, no global state, so figures may be made in any thread.
+Everything is drawn on `Figure` objects: no window, no global state, so figures
+may be made in any thread. Small figures become SVG text (`svg_markup`) whose
+colours are CSS variables, so that a page can show them light and dark.
 """
 
+import re
+from collections.abc import Mapping, Sequence
 from datetime import UTC, tzinfo
 from io import BytesIO
 from pathlib import Path
@@ -34,6 +37,32 @@ END_LABELS: Final = (
     (0.9, "90 %"), (0.1, "10 %"), (0.75, "75 %"), (0.25, "25 %"),
 )  # fmt: skip
 LABEL_HEIGHT: Final = 0.035  # of the axes' height
+GRID: Final = "#ececec"
+RULE: Final = "#bbbbbb"
+
+# Of the small figures. Forecasters differ in dash as well as in colour.
+SMALL: Final = (4.3, 2.5)  # inches; drawn so that it is still legible on a phone
+SMALL_FONT: Final = 8.0
+PARTS_FONT: Final = 7.5
+FORECASTERS: Final[Mapping[str, tuple[str, Any]]] = {
+    "engine": ("#1f5f9b", "solid"),
+    "reference": ("#8c5aa8", (0, (1, 1.5))),
+    "ewma_t": ("#7a7a7a", "solid"),
+    "har": ("#2f8f5b", (0, (4, 1.5))),
+    "garch_t": ("#b0487f", (0, (5, 1, 1, 1))),
+    "oracle": ("#b8860b", (0, (2, 1.5))),
+}
+# Every colour by the CSS variable that may replace it.
+CSS_COLOURS: Final[Mapping[str, str]] = {
+    "ink": HISTORY,
+    "muted": MUTED,
+    "grid": GRID,
+    "rule": RULE,
+    "realised": REALISED,
+    "median": MEDIAN,
+    **{f"band{100 * share:.0f}": colour for share, colour in BANDS},
+    **{name.replace("_", "-"): colour for name, (colour, _) in FORECASTERS.items()},
+}
 
 
 def fan_chart(
@@ -91,6 +120,15 @@ def _draw_history(axes: Any, forecast: Forecast, history: MarketHistory) -> None
 
 def _draw_fan(axes: Any, forecast: Forecast) -> None:
     when = _when(forecast.request.grid_ts)
+    _draw_bands(axes, forecast)
+    chosen = np.linspace(0, len(forecast.paths) - 1, SAMPLE_PATHS).astype(int)
+    # The bands set the scale; a single wild path may leave the picture.
+    axes.autoscale(enable=False, axis="y")
+    axes.plot(when, forecast.paths[chosen].T, color=SAMPLE, linewidth=0.5, alpha=0.45, zorder=2)
+
+
+def _draw_bands(axes: Any, forecast: Forecast) -> None:
+    when = _when(forecast.request.grid_ts)
     for share, colour in BANDS:
         low, high = np.quantile(forecast.paths, (0.5 - share / 2, 0.5 + share / 2), axis=0)
         axes.fill_between(
@@ -102,12 +140,8 @@ def _draw_fan(axes: Any, forecast: Forecast) -> None:
             label=f"{100 * share:.0f} % of paths",
             zorder=1,
         )
-    chosen = np.linspace(0, len(forecast.paths) - 1, SAMPLE_PATHS).astype(int)
     median = np.median(forecast.paths, axis=0)
     axes.plot(when, median, color=MEDIAN, linewidth=1.6, label="median", zorder=3)
-    # The bands set the scale; a single wild path may leave the picture.
-    axes.autoscale(enable=False, axis="y")
-    axes.plot(when, forecast.paths[chosen].T, color=SAMPLE, linewidth=0.5, alpha=0.45, zorder=2)
 
 
 def _draw_realised(axes: Any, forecast: Forecast, realised: FloatArray) -> None:
@@ -135,8 +169,8 @@ def _dress_axes(axes: Any, forecast: Forecast) -> None:
     axes.axvline(_when(request.start_ts), color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color("#bbbbbb")
-    axes.grid(axis="y", color="#ececec", linewidth=0.8)
+    axes.spines["bottom"].set_color(RULE)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.yaxis.set_major_locator(MaxNLocator(7))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda price, _: _price(price, axes)))
@@ -149,7 +183,7 @@ def _dress_axes(axes: Any, forecast: Forecast) -> None:
     _time_axis(top.xaxis, NEW_YORK, request.length_s)
     for zone, height, side in (("UTC", -0.017, "top"), ("New York", 1.014, "bottom")):
         axes.text(
-            1.035, height, zone, transform=axes.transAxes, ha="left", va=side,
+            1.06, height, zone, transform=axes.transAxes, ha="left", va=side,
             fontsize=9.5, fontweight="bold", color=MUTED,
         )  # fmt: skip
 
@@ -161,10 +195,10 @@ def _price(price: float, axes: Any) -> str:
     return f"{price:,.{decimals}f}"
 
 
-def _time_axis(axis: Any, zone: tzinfo, length_s: int) -> None:
+def _time_axis(axis: Any, zone: tzinfo, length_s: int, *, ticks: tuple[int, int] = (5, 9)) -> None:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
-    locator = AutoDateLocator(tz=zone, minticks=5, maxticks=9)
+    locator = AutoDateLocator(tz=zone, minticks=ticks[0], maxticks=ticks[1])
     axis.set_major_locator(locator)
     formatter = ConciseDateFormatter(locator, tz=zone, show_offset=False)
     formatter.zero_formats[3] = "%a %-d %b" if length_s >= 43_200 else "%H:%M"
@@ -217,3 +251,279 @@ def save_figure(figure: Figure, path: Path) -> None:
     image = BytesIO()
     figure.savefig(image, format="png")
     write_atomically(path, image.getvalue())
+
+
+# ---------------------------------------------------------------- small figures of a report
+
+
+def line_figure(times: Any, lines: Mapping[str, FloatArray], *, level: float | None) -> Figure:
+    """Values of several forecasters along time; `times` (n,) Unix seconds, lines (n,) each.
+
+    `level` is drawn as a horizontal rule.
+    """
+    figure, axes = _small_axes()
+    for name, values in lines.items():
+        colour, dash = FORECASTERS[name]
+        axes.plot(
+            _when(times),
+            values,
+            color=colour,
+            linestyle=dash,
+            linewidth=2.0 if name == "engine" else 1.1,
+            marker="o" if len(values) == 1 else None,
+            label=name,
+            zorder=3 if name == "engine" else 2,
+        )
+    if level is not None:
+        axes.axhline(level, color=MUTED, linewidth=0.8)
+    _small_time_axis(axes)
+    _legend_above(figure, axes)
+    return figure
+
+
+def _small_time_axis(axes: Any) -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator(tz=UTC, minticks=3, maxticks=6)
+    axes.xaxis.set_major_locator(locator)
+    formatter = ConciseDateFormatter(locator, tz=UTC, show_offset=False)
+    formatter.formats[2] = "%-d %b"
+    formatter.zero_formats[2] = "%-d %b"
+    formatter.zero_formats[3] = "%-d %b"
+    axes.xaxis.set_major_formatter(formatter)
+
+
+def dot_figure(
+    labels: Sequence[str], values: FloatArray, errors: FloatArray, *, level: float
+) -> Figure:
+    """Values with whiskers of two standard errors, around a level; all (n,).
+
+    Unknown values leave their place empty.
+    """
+    figure, axes = _small_axes(top=0.97)
+    place = np.arange(len(labels))
+    colour = FORECASTERS["engine"][0]
+    axes.axhline(level, color=MUTED, linewidth=0.8)
+    axes.vlines(place, values - 2 * errors, values + 2 * errors, color=colour, linewidth=1.2)
+    axes.plot(place, values, "o", color=colour, markersize=3.6, zorder=3)
+    axes.set_xlim(-0.6, len(labels) - 0.4)
+    shown = place[:: max(len(labels) // 8, 1)]
+    axes.set_xticks(shown, [labels[index] for index in shown])
+    if limits := _limits(values, errors, level):
+        axes.set_ylim(*limits)
+    return figure
+
+
+def sideways_dot_figure(
+    labels: Sequence[str], values: FloatArray, errors: FloatArray, *, level: float
+) -> Figure:
+    """As `dot_figure`, from top to bottom: for labels that are long."""
+    figure, axes = _sideways_axes(labels)
+    place = np.arange(len(labels))[::-1]
+    colour = FORECASTERS["engine"][0]
+    axes.axvline(level, color=MUTED, linewidth=0.8)
+    axes.hlines(place, values - 2 * errors, values + 2 * errors, color=colour, linewidth=1.2)
+    axes.plot(values, place, "o", color=colour, markersize=3.6, zorder=3)
+    if limits := _limits(values, errors, level):
+        axes.set_xlim(*limits)
+    return figure
+
+
+def _limits(values: FloatArray, errors: FloatArray, level: float) -> tuple[float, float] | None:
+    """What to show of an axis: all dots; the whisker of a few prompts may leave the picture."""
+    known = np.append(values[np.isfinite(values)], level)
+    finite = errors[np.isfinite(errors) & np.isfinite(values)]
+    margin = 2.5 * float(np.median(finite)) if len(finite) else 0.0
+    low, high = known.min() - margin, known.max() + margin
+    return (float(low), float(high)) if high > low else None
+
+
+def pit_figure(histograms: Mapping[str, FloatArray], *, columns: int) -> Figure:
+    """Small multiples of PIT histograms; each (bins,) counts.
+
+    The grey band holds 95 % of the bars of a calibrated forecast whose outcomes are
+    independent.
+    """
+    from matplotlib.figure import Figure as NewFigure
+
+    rows = -(-len(histograms) // columns)
+    height = 0.25 + 0.95 * rows
+    figure = NewFigure(figsize=(SMALL[0], height), dpi=100)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    figure.subplots_adjust(
+        left=0.02, right=0.98, bottom=0.2 / height, top=1 - 0.22 / height, hspace=0.45
+    )
+    for axes in grid.flat[len(histograms) :]:
+        axes.set_visible(False)
+    for axes, (name, counts) in zip(grid.flat, histograms.items(), strict=False):
+        _draw_pit(axes, name, np.asarray(counts, dtype=np.float64))
+    return figure
+
+
+def _draw_pit(axes: Any, name: str, counts: FloatArray) -> None:
+    bins, total = len(counts), max(float(counts.sum()), 1.0)
+    density = counts * bins / total
+    spread = 1.96 * float(np.sqrt((1 - 1 / bins) * bins / total))
+    axes.axhspan(max(1 - spread, 0), 1 + spread, color=GRID, zorder=0)
+    axes.axhline(1.0, color=MUTED, linewidth=0.7, zorder=3)
+    axes.bar(
+        (np.arange(bins) + 0.5) / bins, density, width=0.86 / bins,
+        color=FORECASTERS["engine"][0], zorder=2,
+    )  # fmt: skip
+    axes.set_ylim(0, max(2.0, 1.05 * float(density.max())))
+    axes.set_xlim(0, 1)
+    axes.set_yticks([])
+    axes.set_xticks([0, 0.5, 1], ["0", "½", "1"])
+    _plain_frame(axes)
+    axes.set_title(name, fontsize=SMALL_FONT, color=HISTORY, pad=2, loc="left", parse_math=False)
+    axes.tick_params(labelsize=PARTS_FONT)
+
+
+def coverage_figure(
+    leads: Sequence[str], found: Mapping[float, tuple[FloatArray, FloatArray]]
+) -> Figure:
+    """Share of outcomes inside central intervals by lead, in per cent.
+
+    `found`: by nominal share, shares and standard errors (leads,); whiskers are two.
+    """
+    figure, axes = _small_axes(top=0.97)
+    place = np.arange(len(leads))
+    for nominal, (share, error) in found.items():
+        colour = FORECASTERS["engine"][0]
+        axes.axhline(100 * nominal, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+        low, high = 100 * (share - 2 * error), 100 * np.minimum(share + 2 * error, 1)
+        axes.vlines(place, low, high, color=colour, linewidth=1.2)
+        axes.plot(place, 100 * share, "o", color=colour, markersize=3.6, zorder=3)
+    axes.set_xlim(-0.6, len(leads) - 0.4)
+    axes.set_xticks(place, leads)
+    axes.set_yticks([100 * nominal for nominal in found])
+    axes.yaxis.set_major_formatter("{x:.0f} %")
+    return figure
+
+
+def loss_figure(
+    labels: Sequence[str], lost: FloatArray, errors: FloatArray, expected: FloatArray
+) -> Figure:
+    """What parts of a forecast cost, one bar each from the top; all (n,), in bp.
+
+    Whiskers are two standard errors; a tick marks what is lost where nothing is wrong.
+    """
+    figure, axes = _sideways_axes(labels)
+    place = np.arange(len(labels))[::-1]
+    axes.barh(place, lost, height=0.62, color=FORECASTERS["engine"][0], alpha=0.8, zorder=2)
+    axes.hlines(place, lost - 2 * errors, lost + 2 * errors, color=HISTORY, linewidth=1, zorder=3)
+    axes.vlines(expected, place - 0.38, place + 0.38, color=REALISED, linewidth=1.8, zorder=4)
+    axes.axvline(0, color=MUTED, linewidth=0.8)
+    return figure
+
+
+def small_fan(forecast: Forecast, history: MarketHistory, realised: FloatArray) -> Figure:
+    """A fan chart in little: what was known, the bands, the median, what came true."""
+    from matplotlib.ticker import FuncFormatter
+
+    figure, axes = _small_axes(left=0.15, top=0.97)
+    _draw_history(axes, forecast, history)
+    _draw_bands(axes, forecast)
+    _draw_realised(axes, forecast, realised)
+    first = forecast.request.start_ts - HISTORY_SHARE * forecast.request.length_s
+    axes.set_xlim(_when(first), _when(forecast.request.start_ts + forecast.request.length_s))
+    axes.axvline(
+        _when(forecast.request.start_ts), color=MUTED, linewidth=0.8, linestyle=(0, (4, 3))
+    )
+    _time_axis(axes.xaxis, UTC, forecast.request.length_s, ticks=(3, 6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda price, _: _price(price, axes)))
+    return figure
+
+
+def _sideways_axes(labels: Sequence[str]) -> tuple[Figure, Any]:
+    """Axes with one line per label, the first on top."""
+    figure, axes = _small_axes(left=0.27, top=0.98, height=0.4 + 0.24 * len(labels))
+    axes.set_yticks(np.arange(len(labels))[::-1], labels, parse_math=False)
+    axes.set_ylim(-0.6, len(labels) - 0.4)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    axes.grid(axis="y", visible=False)
+    return figure, axes
+
+
+def _small_axes(
+    *, left: float = 0.125, top: float = 0.9, height: float = SMALL[1]
+) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure as NewFigure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = NewFigure(figsize=(SMALL[0], height), dpi=100)
+    below = 0.24 / height
+    axes = figure.add_axes((left, below, 0.985 - left, top - below))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.tick_params(labelsize=SMALL_FONT)
+    _plain_frame(axes)
+    return figure, axes
+
+
+def _plain_frame(axes: Any) -> None:
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(RULE)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=MUTED, length=0, pad=3)
+
+
+def _legend_above(figure: Figure, axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="upper left", bbox_to_anchor=(0.0, 1.02), ncols=6, frameon=False,
+        fontsize=PARTS_FONT, labelcolor=HISTORY, handlelength=1.6, columnspacing=1.0,
+        handletextpad=0.4, borderaxespad=0.0,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- figures in a page
+
+
+def svg_markup(figure: Figure, *, label: str) -> str:
+    """The figure as an `<svg>` element for a page, `label` read out by screen readers.
+
+    Text stays text in the page's font; colours become CSS variables with their light
+    value behind; nothing refers to anything outside the page.
+    """
+    from html import escape
+
+    from matplotlib import rc_context
+
+    image = BytesIO()
+    # The salt keeps names of clip paths apart between figures of one page.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
+        blank = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(image, format="svg", transparent=True, metadata=blank)
+    svg = image.getvalue().decode("utf-8")
+    view_box = re.search(r'viewBox="[^"]*"', svg)
+    inner = svg[svg.index(">", svg.index("<svg")) + 1 :]
+    opening = (
+        f'<svg {view_box.group() if view_box else ""} role="img" aria-label="{escape(label)}">'
+    )
+    return opening + _themed(_slim(inner))
+
+
+def _slim(svg: str) -> str:
+    """Without metadata, unused names, the font of this machine and needless decimals."""
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    used = set(re.findall(r"#([\w.-]+)[\")]", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda m: m.group() if m.group(1) in used else "", svg)
+    svg = svg.replace("xlink:href", "href")
+    svg = re.sub(r"font-family: [^;\"]*;?", "", svg)
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    # Only where drawings are: text may hold numbers too.
+    return re.sub(r' (?:d|x|y|transform)="[^"]*"', _rounded, svg)
+
+
+def _rounded(attribute: re.Match[str]) -> str:
+    text = re.sub(r"\d+\.\d+", lambda m: f"{float(m.group()):.1f}", attribute.group())
+    return text.replace("\n", "").replace(" z", "z")
+
+
+def _themed(svg: str) -> str:
+    """Every colour behind the CSS variable of its name."""
+    for name, colour in CSS_COLOURS.items():
+        svg = svg.replace(colour, f"var(--{name}, {colour})")
+    return svg

@@ -24,6 +24,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "pit",
         "rewards",
         "backtest_results",
+        "report_numbers",
         "bootstrap",
         "path_fitting",
         "training_rows",
@@ -101,6 +102,12 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
     "attribution": (
         frozenset({"forecast_engine", "market_view"}),
         "parts are replaced in the forecasts that answer live",
+    ),
+    "report_numbers": (
+        frozenset(
+            {"backtest_results", "bootstrap", "comparison", "pit", "rewards", "seasonality"}
+        ),
+        "a document is summed up with errors, rewards and the clock",
     ),
     "report": (frozenset({"plots"}), "a page of figures"),
     "backtest_tables": (frozenset({"console"}), "tables are printed through it"),
