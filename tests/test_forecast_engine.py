@@ -30,7 +30,7 @@ from model_store import (
     seal_manifest,
     set_folder,
 )
-from uncertainty_engine import level_at, step_scales
+from uncertainty_engine import level_at
 
 HF, LF = Frequency.HF, Frequency.LF
 
@@ -598,40 +598,35 @@ def test_answers_computed_side_by_side_equal_those_in_turn(archive, settings, en
 # ---------------------------------------------------------------- coherence
 
 
+def sizes_of_steps(view, request):
+    """Mean |step| over the paths, drift taken out, in units of the clock; (steps,)."""
+    answer = draw(request, view, view.anchor_ts, np.random.default_rng(5))
+    points = request.grid_ts + view.scored_lag_s
+    steps = np.diff(1e4 * np.log(answer.paths), axis=1) - np.diff(centre_path(view, points))
+    clock = np.diff(view.standardiser.profile.variance_time(points))
+    return np.abs(steps).mean(axis=0) / (view.standardiser.unit_bps * np.sqrt(clock))
+
+
 @pytest.mark.parametrize("frequency", list(Frequency))
 def test_no_anchor_lead_shows_a_kink_of_volatility(archive, model_dir, frequency):
-    """Mean |step| over its scale is 1 along the whole path, on both sides of every anchor."""
+    """In a level market |step| is flat over all leads; in another it follows its levels."""
     spec = FREQUENCIES[frequency]
     models = load_model_set(published_sets(model_dir, "BTC", frequency)[0])
     history = archive.load("BTC", frequency).history
     view, _ = view_with_models(models, history, first_state(models, history))
-    # Every part that could kink is on: uneven levels, and a centre that turns.
-    view = replace(
-        view,
-        log_levels=np.linspace(-0.4, 0.4, len(spec.bucket_ends)),
-        centre=dict(zip(spec.leads_s, np.linspace(-0.1, 0.3, len(spec.leads_s)), strict=True)),
-    )
+    # A centre that turns at every anchor must not show in the volatility.
+    turns = dict(zip(spec.leads_s, np.linspace(-0.1, 0.3, len(spec.leads_s)), strict=True))
     request = ask(
-        history.anchor_ts,
-        increment=spec.bar_s,
-        length=spec.prompt_length_s,
-        num_paths=1000,
+        history.anchor_ts, increment=spec.bar_s, length=spec.prompt_length_s, num_paths=1000
     )
-    answer = draw(request, view, history.anchor_ts, np.random.default_rng(5))
-    points = request.grid_ts + view.scored_lag_s
-    times = np.concatenate(([view.anchor_ts], points)) if points[0] > view.anchor_ts else points
-    scale = step_scales(spec, view.standardiser, view.log_levels, times)[-(len(points) - 1) :]
-    steps = np.diff(1e4 * np.log(answer.paths), axis=1) - np.diff(centre_path(view, points))
-    ratio = np.abs(steps).mean(axis=0) / scale
-    assert ratio.mean() == pytest.approx(1, abs=0.02)
-    assert np.abs(ratio - 1).max() < 0.06  # beyond its noise, at any step
-    # ... and the scale itself bends nowhere by more than between neighbouring buckets
-    bars = np.arange(1.0, spec.horizon_bars + 1)
-    level = np.log(level_at(spec, view.log_levels, bars))
-    for lead_s in spec.leads_s[1:]:
-        lead = lead_s // spec.bar_s
-        around = np.diff(level[max(lead - 3, 0) : lead + 3])
-        assert np.abs(around).max() < 0.4
+    level = replace(view, log_levels=np.zeros(len(spec.bucket_ends)), centre=turns)
+    flat = sizes_of_steps(level, request)
+    assert flat.mean() == pytest.approx(1, abs=0.02)
+    assert np.abs(flat - 1).max() < 0.06
+    rising = np.linspace(-0.4, 0.4, len(spec.bucket_ends))
+    risen = sizes_of_steps(replace(level, log_levels=rising), request)
+    lead = np.arange(1.0, len(risen) + 1) + view.scored_lag_s / spec.bar_s
+    assert np.abs(risen / level_at(spec, rising, lead) - 1).max() < 0.06
 
 
 @pytest.mark.parametrize("frequency", list(Frequency))
