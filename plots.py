@@ -7,7 +7,7 @@ colours are CSS variables, so that a page can show them light and dark.
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, tzinfo
+from datetime import UTC, datetime, tzinfo
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
-from config import FREQUENCIES
+from config import DAY_S, FREQUENCIES
 from domain import FloatArray, Forecast, MarketHistory
 from state_store import write_atomically
 
@@ -44,6 +44,10 @@ RULE: Final = "#bbbbbb"
 SMALL: Final = (4.3, 2.5)  # inches; drawn so that it is still legible on a phone
 SMALL_FONT: Final = 8.0
 PARTS_FONT: Final = 7.5
+TICK_STEPS_S: Final = (
+    *(60 * minutes for minutes in (5, 10, 15, 30, 60, 120, 180, 360, 720)),
+    *(DAY_S * days for days in (1, 2, 5, 10, 20, 50, 100, 365)),
+)
 FORECASTERS: Final[Mapping[str, tuple[str, Any]]] = {
     "engine": ("#1f5f9b", "solid"),
     "reference": ("#8c5aa8", (0, (1, 1.5))),
@@ -157,7 +161,7 @@ def _draw_realised(axes: Any, forecast: Forecast, realised: FloatArray) -> None:
 
 def _when(ts: Any) -> Any:
     """Unix seconds as matplotlib dates."""
-    return np.asarray(ts, dtype=np.float64) / 86_400
+    return np.asarray(ts, dtype=np.float64) / DAY_S
 
 
 def _dress_axes(axes: Any, forecast: Forecast) -> None:
@@ -195,10 +199,10 @@ def _price(price: float, axes: Any) -> str:
     return f"{price:,.{decimals}f}"
 
 
-def _time_axis(axis: Any, zone: tzinfo, length_s: int, *, ticks: tuple[int, int] = (5, 9)) -> None:
+def _time_axis(axis: Any, zone: tzinfo, length_s: int) -> None:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
-    locator = AutoDateLocator(tz=zone, minticks=ticks[0], maxticks=ticks[1])
+    locator = AutoDateLocator(tz=zone, minticks=5, maxticks=9)
     axis.set_major_locator(locator)
     formatter = ConciseDateFormatter(locator, tz=zone, show_offset=False)
     formatter.zero_formats[3] = "%a %-d %b" if length_s >= 43_200 else "%H:%M"
@@ -276,21 +280,26 @@ def line_figure(times: Any, lines: Mapping[str, FloatArray], *, level: float | N
         )
     if level is not None:
         axes.axhline(level, color=MUTED, linewidth=0.8)
+    margin = 0.03 * (times[-1] - times[0]) + 3600  # a single time must have some width too
+    axes.set_xlim(_when(times[0] - margin), _when(times[-1] + margin))
     _small_time_axis(axes)
     _legend_above(figure, axes)
     return figure
 
 
 def _small_time_axis(axes: Any) -> None:
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    """A few round times, UTC; the date where a day begins."""
+    low, high = (DAY_S * limit for limit in axes.get_xlim())
+    step = next((step for step in TICK_STEPS_S if (high - low) / step <= 5), TICK_STEPS_S[-1])
+    ticks = np.arange(np.ceil(low / step) * step, high, step)
+    moments = [datetime.fromtimestamp(float(tick), UTC) for tick in ticks]
+    axes.set_xticks(_when(ticks), [_tick_text(moment, step) for moment in moments])
 
-    locator = AutoDateLocator(tz=UTC, minticks=3, maxticks=6)
-    axes.xaxis.set_major_locator(locator)
-    formatter = ConciseDateFormatter(locator, tz=UTC, show_offset=False)
-    formatter.formats[2] = "%-d %b"
-    formatter.zero_formats[2] = "%-d %b"
-    formatter.zero_formats[3] = "%-d %b"
-    axes.xaxis.set_major_formatter(formatter)
+
+def _tick_text(moment: datetime, step_s: int) -> str:
+    if step_s >= 50 * DAY_S:
+        return f"{moment:%b %Y}"
+    return f"{moment:%H:%M}" if moment.hour or moment.minute else f"{moment:%-d %b}"
 
 
 def dot_figure(
@@ -430,7 +439,7 @@ def small_fan(forecast: Forecast, history: MarketHistory, realised: FloatArray) 
     axes.axvline(
         _when(forecast.request.start_ts), color=MUTED, linewidth=0.8, linestyle=(0, (4, 3))
     )
-    _time_axis(axes.xaxis, UTC, forecast.request.length_s, ticks=(3, 6))
+    _small_time_axis(axes)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda price, _: _price(price, axes)))
     return figure
 

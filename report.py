@@ -421,7 +421,7 @@ def _loss_rows(attribution: Attribution) -> dict[str, list[LossRow]]:
     by_part = {loss.part: loss for loss in attribution.losses}
     return {
         group: [_loss_row(by_part[part]) for part in parts]
-        for group, parts in (("prompt", PROMPT_PARTS), ("market", MARKET_PARTS))
+        for group, parts in (("market", MARKET_PARTS), ("prompt", PROMPT_PARTS))
     }
 
 

@@ -1,7 +1,9 @@
 """Fan charts."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from xml.etree.ElementTree import fromstring
 
 import numpy as np
 import pytest
@@ -9,7 +11,18 @@ import pytest
 from config import Frequency
 from domain import Bars, Diagnostics, Forecast, ForecastRequest, MarketHistory
 from errors import StateError
-from plots import fan_chart, save_figure
+from plots import (
+    coverage_figure,
+    dot_figure,
+    fan_chart,
+    line_figure,
+    loss_figure,
+    pit_figure,
+    save_figure,
+    sideways_dot_figure,
+    small_fan,
+    svg_markup,
+)
 
 START_TS = 1_764_685_500
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -126,6 +139,104 @@ def test_labels_at_the_right_edge_do_not_overlap():
     )
     assert len(heights) >= 3
     assert min(np.diff(heights)) > 0.03
+
+
+def test_the_names_of_the_clocks_stand_clear_of_the_times():
+    past = history()
+    day = replace(
+        forecast(past),
+        request=ForecastRequest(
+            # Ends at midnight UTC: the last time is a date, and long.
+            asset="BTC", start_ts=1_764_633_600, increment_s=1440, length_s=86_400, num_paths=200
+        ),
+    )  # fmt: skip
+    figure = fan_chart(day, past, title="BTC", subtitle="a day")
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    names = [text for text in axes.texts if text.get_text() in {"UTC", "New York"}]
+    ticks = [*axes.get_xticklabels(), *axes.child_axes[0].get_xticklabels()]
+    shown = [tick.get_window_extent() for tick in ticks if tick.get_text()]
+    assert len(names) == 2
+    assert len(shown) > 8
+    assert not any(name.get_window_extent().overlaps(box) for name in names for box in shown)
+
+
+def elements(markup):
+    return fromstring(markup)  # noqa: S314  # our own
+
+
+def small_figures():
+    """Every figure of a report, by name; some values are unknown."""
+    times = START_TS + 86_400 * np.arange(5)
+    values = np.array([0.98, 1.01, np.nan, 0.95, 1.0])
+    errors = np.array([0.01, 0.02, np.nan, np.inf, 0.01])
+    labels = ["1min", "a & b", "$x$", "<i>", "gaps"]
+    past = history()
+    paths = forecast(past)
+    return {
+        "lines": line_figure(times, {"engine": values, "oracle": values - 0.1}, level=1.0),
+        "dots": dot_figure(labels, values, errors, level=1.0),
+        "sideways": sideways_dot_figure(labels, values, errors, level=1.0),
+        "pit": pit_figure(dict.fromkeys(labels, np.arange(20.0)), columns=3),
+        "coverage": coverage_figure(labels, {0.8: (values, errors)}),
+        "losses": loss_figure(labels, 100 * values, errors, errors),
+        "fan": small_fan(paths, past, np.median(paths.paths, axis=0)),
+    }
+
+
+@pytest.mark.parametrize("name", list(small_figures()))
+def test_a_small_figure_becomes_markup_that_can_stand_in_any_page(name):
+    markup = svg_markup(small_figures()[name], label='a "figure" & more')
+    root = elements(markup)  # well-formed
+    assert root.attrib["role"] == "img"
+    assert root.attrib["aria-label"] == 'a "figure" & more'
+    assert not re.search(r"https?:|font-family|<style|<metadata", markup)
+    assert not re.search(r"(?:fill|stroke): #", markup)
+
+
+def test_the_text_of_a_figure_is_kept_as_it_is_and_escaped():
+    texts = elements(svg_markup(small_figures()["sideways"], label="")).itertext()
+    assert {"a & b", "$x$", "<i>", "1min"} <= {text.strip() for text in texts}
+
+
+def test_numbers_in_the_text_of_a_figure_keep_their_decimals():
+    values = np.array([1.0025, 1.0050, 1.0075])
+    figure = dot_figure(["a", "b", "c"], values, np.full(3, 1e-4), level=1.0)
+    texts = [text.strip() for text in elements(svg_markup(figure, label="")).itertext()]
+    assert "1.002" in texts
+
+
+def test_figures_of_one_page_do_not_share_the_names_of_their_parts():
+    values = np.ones(3)
+    figures = [dot_figure(["a", "b", "c"], values, 0.1 * values, level=1.0) for _ in range(2)]
+    names = [
+        set(re.findall(r' id="([^"]+)"', svg_markup(figure, label=label)))
+        for figure, label in zip(figures, ("one", "two"), strict=True)
+    ]
+    assert names[0]
+    assert not names[0] & names[1]
+
+
+def test_a_figure_has_the_same_markup_every_time():
+    first, second = (svg_markup(small_figures()["fan"], label="fan") for _ in range(2))
+    assert first == second
+
+
+def test_a_whisker_of_few_prompts_does_not_set_the_scale():
+    values = np.array([0.99, 1.01, 1.0, 1.0])
+    wild = np.array([0.01, 0.01, 0.01, 5.0])
+    low, high = dot_figure(list("abcd"), values, wild, level=1.0).axes[0].get_ylim()
+    assert 0.9 < low < values.min()
+    assert values.max() < high < 1.1
+
+
+@pytest.mark.parametrize("days", [0.0, 0.2, 2.5, 40.0, 900.0])
+def test_times_are_few_and_round(days):
+    times = np.linspace(START_TS, START_TS + 86_400 * days, 7)
+    axes = line_figure(times, {"engine": np.ones(7)}, level=None).axes[0]
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert 1 <= len(labels) <= 6
+    assert len(set(labels)) == len(labels)
 
 
 def test_a_figure_is_saved_as_png_in_a_new_folder():
