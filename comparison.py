@@ -61,7 +61,8 @@ class PairedScores:
     @property
     def relative(self) -> FloatArray:
         """Differences in units of the second one's mean score; (n,)."""
-        return np.asarray((self.scores - self.against) / self.against.mean(), dtype=np.float64)
+        unit = max(float(self.against.mean()), 1e-12)  # nothing to score scores nothing
+        return np.asarray((self.scores - self.against) / unit, dtype=np.float64)
 
 
 def compare_scores(

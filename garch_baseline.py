@@ -74,6 +74,8 @@ class Garch:
         for k, length in enumerate(lengths):
             per_bar = steps[:, k] * np.sqrt(variance)
             steps[:, k] = per_bar * np.sqrt(length)
+            if not length:
+                continue  # point 0 is the last known price itself
             variance = self.omega + self.alpha * per_bar**2 + self.beta * variance
         return np.asarray(known.anchor_price * np.exp(np.cumsum(steps, axis=1) / 1e4))
 
