@@ -1,8 +1,9 @@
 """Figures: the fan chart of a forecast, and the small figures of a report.
 
 Everything is drawn on `Figure` objects: no window, no global state, so figures
-may be made in any thread. Small figures become SVG text (`svg_markup`) whose
-colours are CSS variables, so that a page can show them light and dark.
+may be made in any thread. Small figures become SVG text (`svg_markup`, by one
+thread at a time) whose colours are CSS variables, so that a page can show them light
+and dark.
 """
 
 import re

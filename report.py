@@ -208,7 +208,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "ratio": _ratio,
         "number": _number,
-        "signed": lambda value: f"{value:+.1f}".replace("-", "\N{MINUS SIGN}"),
+        "signed": _signed,
         "percent": lambda value, digits=0: f"{100 * value:.{digits}f} %",
         "utc": _utc,
         "new_york": _new_york,
@@ -231,6 +231,10 @@ def _coverage_text(entry: Coverage) -> str:
     if np.isfinite(entry.error):
         text += f" ± {100 * entry.error:.1f}"
     return text if entry.verdict == "right" else f"{text} ({entry.verdict})"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 1) + 0.0:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _number(value: float) -> str:
