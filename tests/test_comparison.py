@@ -88,7 +88,7 @@ def test_markets_at_other_times_add_certainty():
     one, other = market(5), market(6, start=100 * FAR_APART)
     errors = [compare_markets([each], horizon_s=HOUR).error for each in (one, other)]
     both = compare_markets([one, other], horizon_s=HOUR)
-    assert both.error == pytest.approx(np.hypot(*errors) / 2)
+    assert both.error == pytest.approx(np.hypot(errors[0], errors[1]) / 2)
     assert both.prompts == 200
 
 

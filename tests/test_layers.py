@@ -104,9 +104,7 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
         "parts are replaced in the forecasts that answer live",
     ),
     "report_numbers": (
-        frozenset(
-            {"backtest_results", "bootstrap", "comparison", "pit", "rewards", "seasonality"}
-        ),
+        frozenset({"backtest_results", "bootstrap", "comparison", "pit", "rewards", "seasonality"}),
         "a document is summed up with errors, rewards and the clock",
     ),
     "report": (frozenset({"plots"}), "a page of figures"),
