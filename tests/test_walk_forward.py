@@ -30,6 +30,14 @@ QUIET = lambda name, step: None  # noqa: E731
 DAYS = {Frequency.HF: 4.0, Frequency.LF: 8.0}  # as the fixture `trained` has them
 
 
+def keep_as_trained(market, result):
+    """Put a set into the market's work folder, as if it had been trained there."""
+    history = market.history()
+    past = _past(market, history, training_moment(market, history, market.train_until))
+    folder = _set_folder(market, past)
+    publish_set(folder, market.asset, market.frequency, result.model_id, result.files)
+
+
 @pytest.fixture
 def make_market(archive, archive_dir, trained, tmp_path):
     """Markets of the small archive, whose work folder has the trained sets already."""
@@ -48,10 +56,7 @@ def make_market(archive, archive_dir, trained, tmp_path):
             **(options | changes),
         )
         if market.train_until is not None:
-            history, result = market.history(), trained[frequency]
-            past = _past(market, history, training_moment(market, history, market.train_until))
-            folder = _set_folder(market, past)
-            publish_set(folder, "BTC", frequency, result.model_id, result.files)
+            keep_as_trained(market, trained[frequency])
         return market
 
     return make
