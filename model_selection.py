@@ -243,9 +243,10 @@ def skills_by_bucket(judged: list[Judged], strength: float) -> FloatArray:
 def centre_weights(judged: list[Judged], spec: FrequencySpec) -> dict[int, tuple[float, float]]:
     """Shrinkage and skill of the centre at every anchor lead, by lead in seconds.
 
-    A centre must also gain in every single fold: a trend that lasted through
-    one of them is no skill.
+    Judged around the means of each fold, and a centre must gain in every one of
+    them: a drift that happened to last is no skill.
     """
+    judged = [_without_drift(fold) for fold in judged]
     predicted, realised = _pooled(judged, "centre"), _pooled(judged, "centre_targets")
     blocks = day_blocks(judged)
     weights = {}
@@ -254,6 +255,18 @@ def centre_weights(judged: list[Judged], spec: FrequencySpec) -> dict[int, tuple
         gains = [_squared_error_saved(fold, lead, weight) for fold in judged]
         weights[lead_s] = (weight, skill) if min(gains) > 0 else (0.0, 0.0)
     return weights
+
+
+def _without_drift(fold: Judged) -> Judged:
+    return replace(fold, centre=_centred(fold.centre), centre_targets=_centred(fold.centre_targets))
+
+
+def _centred(values: FloatArray) -> FloatArray:
+    """Rows less the mean of their known values; rows without any stay unknown."""
+    known = np.isfinite(values)
+    count = np.maximum(known.sum(axis=1, keepdims=True), 1)
+    mean = np.where(known, values, 0.0).sum(axis=1, keepdims=True) / count
+    return np.asarray(values - mean, dtype=np.float64)
 
 
 def _squared_error_saved(fold: Judged, lead: int, weight: float) -> float:
