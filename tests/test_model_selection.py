@@ -180,7 +180,7 @@ def test_every_anchor_lead_has_a_weight_of_its_own():
     assert weights[10_800] == pytest.approx(expected)
 
 
-def around_mean(values: np.ndarray) -> np.ndarray:
+def around_mean(values):
     return values - values.mean()
 
 
