@@ -40,6 +40,7 @@ CHECKPOINT_AGE_DAYS: Final = 10
 PROFILE_DAYS: Final = 60  # of history that the ladder learns a clock from
 PROFILE_MINIMUM_DAYS: Final = 2.0
 USABLE_BARS: Final = 30  # fewer known returns give no volatility
+STILL_BPS: Final = 0.01  # a mean move below this is a frozen feed, not a market
 
 
 class Rung(StrEnum):
@@ -256,7 +257,7 @@ def view_with_models(
 
 
 def view_without_models(history: MarketHistory, note: str) -> MarketView:
-    """Clock and volatility straight from the bars; without enough bars, the prior."""
+    """Clock and volatility straight from the bars; without enough that move, the prior."""
     spec, asset = FREQUENCIES[history.frequency], asset_spec(history.asset)
     recent = history.bars.between(history.anchor_ts - PROFILE_DAYS * DAY_S, None)
     if len(recent) <= USABLE_BARS:
@@ -267,6 +268,8 @@ def view_without_models(history: MarketHistory, note: str) -> MarketView:
         sizes = move_sizes(grid)
         profile = fit_profile(grid.open_ts, sizes, bar_s=spec.bar_s, hours=asset.hours)
     standardiser = fit_standardiser(grid, profile)
+    if standardiser.unit_bps < STILL_BPS:
+        return prior_view(history, f"{note}; the price has stood still")
     state = initial_state(spec, int(grid.open_ts[0]))
     rows = np.array([len(grid) - 1])
     level = float(feature_frame(spec, standardiser, grid, state, rows).level[-1])
@@ -305,7 +308,7 @@ def prior_view(history: MarketHistory, note: str) -> MarketView:
         shape=STARTING_SHAPES[history.frequency],
         model_id=None,
         trained_until=None,
-        notes=(note, "too few bars: the asset's documented volatility is used"),
+        notes=(note, "the bars tell no volatility: the asset's documented one is used"),
         **_anchor(history),
     )
 

@@ -331,6 +331,15 @@ def test_without_models_the_clock_and_the_level_come_from_the_bars(history):
     assert calmer.standardiser.unit_bps == pytest.approx(view.standardiser.unit_bps / 2, rel=1e-6)
 
 
+def test_a_price_that_stood_still_is_no_market_without_volatility(history):
+    bars = history[HF].bars
+    still = replace(bars, close=np.full(len(bars), 100.0))
+    frozen = replace(history[HF], bars=still, price_bars=still)
+    view = view_without_models(frozen, "no models")
+    assert view.rung is Rung.PRIOR
+    assert "stood still" in view.notes[0]
+
+
 def test_the_prior_is_the_documented_volatility(history):
     view = prior_view(first_bars(history[HF], 1), "")
     answer = draw(prompt_at(first_bars(history[HF], 1)), view, 0, np.random.default_rng(0))
