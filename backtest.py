@@ -12,11 +12,12 @@ as they are. What is done is kept there: an interrupted run goes on when it is r
 """
 
 import multiprocessing
+import signal
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -278,10 +279,10 @@ class _Run:
 
     def _work_off_in(self, pool: ProcessPoolExecutor, plans: list[Plan]) -> None:
         """Replay prompts as soon as their models are there."""
-        running: dict[Future[None], tuple[Plan, int | None]] = {}
+        running: dict[Future[Any], tuple[Plan, int | None]] = {}
         for plan in plans:
             for moment_ in plan.untrained:
-                running[pool.submit(train_in_worker, plan.market, moment_)] = plan, moment_
+                running[_submit(pool, train_in_worker, plan.market, moment_)] = plan, moment_
         for plan in plans:
             for moment_ in sorted(plan.missing.keys() - set(plan.untrained)):
                 running |= self._submit_prompts(pool, plan, moment_)
@@ -295,11 +296,11 @@ class _Run:
 
     def _submit_prompts(
         self, pool: ProcessPoolExecutor, plan: Plan, moment_: int
-    ) -> dict[Future[None], tuple[Plan, int | None]]:
+    ) -> dict[Future[Any], tuple[Plan, int | None]]:
         times = plan.missing[moment_]
         parts = max(1, min(self.jobs, len(times) // CHUNK_PROMPTS))
         return {
-            pool.submit(replay_in_worker, plan.market, moment_, chunk): (plan, None)
+            _submit(pool, replay_in_worker, plan.market, moment_, chunk): (plan, None)
             for chunk in np.array_split(times, parts)
         }
 
@@ -339,7 +340,7 @@ class _Run:
         insights = {}
         with _workers(self.jobs, dict.fromkeys(entries, EXPLAIN_STEPS)) as pool:
             futures = {
-                name: pool.submit(_explain_in_worker, markets[name], entry)
+                name: _submit(pool, _explain_in_worker, markets[name], entry)
                 for name, entry in entries.items()
             }
             for name, future in futures.items():
@@ -353,18 +354,40 @@ def _workers(jobs: int, steps: dict[str, int]) -> Iterator[ProcessPoolExecutor]:
     """Processes that stop soon when the block is left by an error or an interrupt."""
     context = multiprocessing.get_context("spawn")  # threads of BLAS do not survive a fork
     stop = context.Event()
-    with (
-        showing_progress(steps, context) as events,
-        ProcessPoolExecutor(
-            jobs, mp_context=context, initializer=start_worker, initargs=(stop, events)
-        ) as pool,
-    ):
+    with ExitStack() as stack:
+        with _deaf_children():
+            events = stack.enter_context(showing_progress(steps, context))
+        pool = stack.enter_context(
+            ProcessPoolExecutor(
+                jobs, mp_context=context, initializer=start_worker, initargs=(stop, events)
+            )
+        )
         try:
             yield pool
         except BaseException:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Start processes that never hear an interrupt: the parent does, and tells them.
+
+    For this moment it does not either. Holding signals back instead is of no use:
+    multiprocessing lets them through again while it starts its own helper.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _submit(pool: ProcessPoolExecutor, work: Callable[..., Any], *given: Any) -> "Future[Any]":
+    """Hand work to a process, which may begin with it."""
+    with _deaf_children():
+        return pool.submit(work, *given)
 
 
 def _explain_in_worker(market: Market, entry: dict[str, Any]) -> Any:

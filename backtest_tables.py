@@ -18,7 +18,7 @@ def print_figures(document: Mapping[str, Any]) -> None:
         return
     baselines = [name for name in document["settings"]["baselines"] if name != BOUND]
     table(
-        "Mean scores, lower is better, and their ratios to those of others",
+        "Mean score, lower is better",
         ("market", "score", *(f"÷ {name}" for name in baselines)),
         [_score_row(found, found.parts["total"], baselines) for found in figures],
     )
