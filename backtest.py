@@ -11,15 +11,16 @@ prompts that they answer. Training happens in a work folder: `models/` and `stat
 as they are. What is done is kept there: an interrupted run goes on when it is repeated.
 """
 
-import multiprocessing
 import signal
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
+from threading import Event
 from typing import Any, Final
 
 import numpy as np
@@ -282,7 +283,7 @@ class _Run:
         running: dict[Future[Any], tuple[Plan, int | None]] = {}
         for plan in plans:
             for moment_ in plan.untrained:
-                running[_submit(pool, train_in_worker, plan.market, moment_)] = plan, moment_
+                running[pool.submit(train_in_worker, plan.market, moment_)] = plan, moment_
         for plan in plans:
             for moment_ in sorted(plan.missing.keys() - set(plan.untrained)):
                 running |= self._submit_prompts(pool, plan, moment_)
@@ -300,7 +301,7 @@ class _Run:
         times = plan.missing[moment_]
         parts = max(1, min(self.jobs, len(times) // CHUNK_PROMPTS))
         return {
-            _submit(pool, replay_in_worker, plan.market, moment_, chunk): (plan, None)
+            pool.submit(replay_in_worker, plan.market, moment_, chunk): (plan, None)
             for chunk in np.array_split(times, parts)
         }
 
@@ -340,7 +341,7 @@ class _Run:
         insights = {}
         with _workers(self.jobs, dict.fromkeys(entries, EXPLAIN_STEPS)) as pool:
             futures = {
-                name: _submit(pool, _explain_in_worker, markets[name], entry)
+                name: pool.submit(_explain_in_worker, markets[name], entry)
                 for name, entry in entries.items()
             }
             for name, future in futures.items():
@@ -349,13 +350,31 @@ class _Run:
         return insights
 
 
+class _DeafProcess(SpawnProcess):
+    """A process that never hears an interrupt: its parent does, and tells it."""
+
+    def start(self) -> None:
+        """Start it while interrupts are ignored, which it inherits."""
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            super().start()
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+class _DeafContext(SpawnContext):
+    """Spawned, because threads of BLAS do not survive a fork."""
+
+    Process = _DeafProcess
+
+
 @contextmanager
 def _workers(jobs: int, steps: dict[str, int]) -> Iterator[ProcessPoolExecutor]:
     """Processes that stop soon when the block is left by an error or an interrupt."""
-    context = multiprocessing.get_context("spawn")  # threads of BLAS do not survive a fork
+    context = _DeafContext()
     stop = context.Event()
     with ExitStack() as stack:
-        with _deaf_children():
+        with _interrupts_wait():  # half started, the queue's process would be left behind
             events = stack.enter_context(showing_progress(steps, context))
         pool = stack.enter_context(
             ProcessPoolExecutor(
@@ -371,23 +390,16 @@ def _workers(jobs: int, steps: dict[str, int]) -> Iterator[ProcessPoolExecutor]:
 
 
 @contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Start processes that never hear an interrupt: the parent does, and tells them.
-
-    For this moment it does not either. Holding signals back instead is of no use:
-    multiprocessing lets them through again while it starts its own helper.
-    """
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _interrupts_wait() -> Iterator[None]:
+    """Raise an interrupt only when the block is done."""
+    heard = Event()
+    before = signal.signal(signal.SIGINT, lambda *_: heard.set())
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _submit(pool: ProcessPoolExecutor, work: Callable[..., Any], *given: Any) -> "Future[Any]":
-    """Hand work to a process, which may begin with it."""
-    with _deaf_children():
-        return pool.submit(work, *given)
+    if heard.is_set():
+        raise KeyboardInterrupt
 
 
 def _explain_in_worker(market: Market, entry: dict[str, Any]) -> Any:

@@ -362,19 +362,26 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def report_step(name: str, step: str) -> None:
-    """Say which step of a market begins. Raises: Stopped if there is to be no other."""
+def _go_on() -> None:
+    """Raises: Stopped if nothing more is to be done."""
     if _worker.stop is not None and _worker.stop.is_set():
         raise Stopped
+
+
+def report_step(name: str, step: str) -> None:
+    """Say which step of a market begins. Raises: Stopped if there is to be no other."""
+    _go_on()
     if _worker.events is not None:
         _worker.events.put((name, step))
 
 
 def train_in_worker(market: Market, moment: int) -> None:
     """`train_models`, in a worker process."""
+    _go_on()
     train_models(market, moment, report_step)
 
 
 def replay_in_worker(market: Market, moment: int, times: IntArray) -> None:
     """`replay_prompts`, in a worker process."""
+    _go_on()
     replay_prompts(market, moment, times, report_step)
