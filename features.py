@@ -11,7 +11,7 @@ row computed from the last nine days and a saved state has the same bytes as
 one computed from all history.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final, Self
 
@@ -291,6 +291,20 @@ class FeatureFrame:
     by_bucket: Any
     level: FloatArray
     end_ts: IntArray
+
+    def take(self, rows: IntArray | slice) -> "FeatureFrame":
+        """The frame at some of its rows."""
+        return replace(
+            self,
+            shared=self.shared[rows],
+            by_bucket=self.by_bucket[:, rows],
+            level=self.level[rows],
+            end_ts=self.end_ts[rows],
+        )
+
+    def last(self) -> "FeatureFrame":
+        """The frame at its last row."""
+        return self.take(slice(-1, None))
 
 
 def feature_frame(

@@ -12,7 +12,7 @@ Loading refuses a set whose hashes or feature names do not match.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -155,20 +155,10 @@ class ModelSet:
             value = 0.0
             if weight > 0.0 and lead_s in self.centre_models:
                 bars = np.array([lead_s // self.spec.bar_s])
-                row = centre_design(_last_row(frame), bars)
+                row = centre_design(frame.last(), bars)
                 value = weight * float(np.asarray(self.centre_models[lead_s].predict(row))[0])
             expected[lead_s] = value
         return expected
-
-
-def _last_row(frame: FeatureFrame) -> FeatureFrame:
-    return replace(
-        frame,
-        shared=frame.shared[-1:],
-        by_bucket=frame.by_bucket[:, -1:],
-        level=frame.level[-1:],
-        end_ts=frame.end_ts[-1:],
-    )
 
 
 def fallback_log_level(frame: FeatureFrame) -> FloatArray:

@@ -72,7 +72,6 @@ from training_rows import (
     rolling_splits,
     rows_known_by,
     sample_leads,
-    take_rows,
     training_rows,
 )
 from uncertainty_engine import (
@@ -171,7 +170,7 @@ def _fit_blend(market: Market, train_end: int, rng: Generator) -> tuple[LogLinea
     for bucket in range(len(spec.bucket_ends)):
         chosen = rows_known_by(market, bucket, rows[(drawn == bucket).any(axis=1)], train_end)
         _require_rows(chosen)
-        part = take_rows(market.frame, chosen)
+        part = market.frame.take(chosen)
         weight = recency_weights(part.end_ts, now, spec.blend_half_life_days)
         design, target = bucket_design(part, bucket), market.targets[bucket, chosen]
         fits.append(fit_log_linear(design, target, weight, ridge=blend_ridge(spec)))
@@ -192,7 +191,7 @@ def _scale_rows(
     designs, labels, offsets, ends = [], [], [], []
     for bucket, part in enumerate(blend):
         chosen = rows_known_by(market, bucket, rows[drawn == bucket], limit)
-        frame = take_rows(market.frame, chosen)
+        frame = market.frame.take(chosen)
         offset = part.log_level(bucket_design(frame, bucket))
         designs.append(scale_design(spec, frame, bucket, offset))
         labels.append(market.targets[bucket, chosen])
@@ -225,7 +224,7 @@ def _centre_rows(
     target = market.centre_targets(rows, bars)
     keep = np.isfinite(target) & (rows + bars < limit)
     _require_rows(rows[keep])
-    frame = take_rows(market.frame, rows[keep])
+    frame = market.frame.take(rows[keep])
     now = int(market.frame.end_ts[min(limit, len(market.grid)) - 1])
     return lightgbm.Dataset(
         centre_design(frame, bars[keep]),
@@ -299,7 +298,7 @@ def _predict_fold(
     stride = controller_stride(spec)
     rows = np.arange(fold.begin, fold.end)
     rows = rows[market.frame.end_ts[rows] % (stride * spec.bar_s) == 0]
-    frame = take_rows(market.frame, rows)
+    frame = market.frame.take(rows)
     linear = np.stack([part.log_level(bucket_design(frame, b)) for b, part in enumerate(blend)])
     correction = [
         scale.predict(scale_design(spec, frame, bucket, level), raw_score=True)

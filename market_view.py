@@ -6,7 +6,7 @@ steps down a ladder (`Rung`) and says why. Everything here is pure.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Self
 
@@ -122,7 +122,7 @@ def advance_state(
         controller = advance_controller(spec, controller, int(due[-1]), realised, expected)
     ewma = _checkpoint(spec, standardiser, grid, state.ewma, until)
     advanced = MarketState(model_id=models.model_id, until=until, ewma=ewma, controller=controller)
-    return advanced, _last(frame)
+    return advanced, frame.last()
 
 
 def _outcome_times(spec: FrequencySpec, after: int, until: int) -> IntArray:
@@ -176,16 +176,6 @@ def _checkpoint(
         return ewma
     old = grid.part(0, n_old)
     return trace_ewma(spec, standardiser.apply(old), ewma).state
-
-
-def _last(frame: FeatureFrame) -> FeatureFrame:
-    return replace(
-        frame,
-        shared=frame.shared[-1:],
-        by_bucket=frame.by_bucket[:, -1:],
-        level=frame.level[-1:],
-        end_ts=frame.end_ts[-1:],
-    )
 
 
 # ---------------------------------------------------------------- view of a market

@@ -4,7 +4,7 @@ Stochastic lead sampling: each base time draws its leads at random, evenly over
 leads, so the number of training rows does not grow with the number of leads.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -154,17 +154,6 @@ def _running(values: FloatArray) -> FloatArray:
 def recency_weights(end_ts: IntArray, now: int, half_life_days: float) -> FloatArray:
     """Exponential sample weights, 1 at `now`; shape of `end_ts`."""
     return np.asarray(0.5 ** ((now - end_ts) / DAY_S / half_life_days), dtype=np.float64)
-
-
-def take_rows(frame: FeatureFrame, rows: IntArray) -> FeatureFrame:
-    """The frame at some of its rows."""
-    return replace(
-        frame,
-        shared=frame.shared[rows],
-        by_bucket=frame.by_bucket[:, rows],
-        level=frame.level[rows],
-        end_ts=frame.end_ts[rows],
-    )
 
 
 def training_rows(market: Market, train_end: int) -> IntArray:

@@ -24,7 +24,6 @@ from training_rows import (
     rolling_splits,
     rows_known_by,
     sample_leads,
-    take_rows,
     training_rows,
 )
 
@@ -195,7 +194,7 @@ def test_the_first_bars_teach_nothing_but_never_most_of_a_short_history(spec):
 def test_taking_rows_takes_them_from_every_part(spec):
     frame = whole_market(spec).frame
     rows = np.array([7, 3, 500])
-    part = take_rows(frame, rows)
+    part = frame.take(rows)
     for name in ("shared", "level", "end_ts"):
         assert same_bytes(getattr(part, name), getattr(frame, name)[rows])
     assert same_bytes(part.by_bucket[2], frame.by_bucket[2][rows])
