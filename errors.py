@@ -12,6 +12,7 @@
     ├── ModelError                a model set that is damaged or does not fit
     ├── StateError                a state file that is damaged or does not fit
     ├── BusyError                 another process holds the directory
+    ├── Overloaded                more requests wait than can be served
     └── InvalidAnswer             our own answer breaks the validator's rules
 
 Scripts turn a `MinerError` into one line on stderr and a non-zero exit code.
@@ -65,6 +66,10 @@ class StateError(MinerError):
 
 class BusyError(MinerError):
     """Another process is working on the same directory."""
+
+
+class Overloaded(MinerError):
+    """More requests of at least this priority are waiting than can be served."""
 
 
 class InvalidAnswer(MinerError):

@@ -46,7 +46,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "lgbm_trainer",
     ),
     3: ("market_view", "forecast_engine", "replay", "walk_forward", "attribution"),
-    4: ("http_service", "console", "backtest_tables", "plots", "report"),
+    4: ("answer_desk", "http_service", "console", "backtest_tables", "plots", "report"),
     5: ("train_models", "miner", "test_miner", "backtest", "import_bars", "demo"),
 }
 

@@ -1,0 +1,548 @@
+"""The one door to the engine, whatever the transport: HTTP, axon, a rehearsal.
+
+Owns what all transports share: identical requests get identical bytes and are
+computed once; a request that cannot be met before its start is refused before
+any work; the queue is bounded and serves the highest priority first; every
+outcome is told to observers. A transport parses, authenticates and encodes;
+the desk never looks at a body, and the event loop only waits here.
+
+    desk = AnswerDesk(engine, observers=[metrics.observe, ledger_observer])
+    answer = await desk.answer(
+        request, encoder=SHADOW_JSON, caller=Caller(name=hotkey, transport="axon"),
+        now=now, priority=stake, budget_s=prompt_budget(request.start_ts, now),
+    )
+    Response(answer.body)            # or, for a MinerError, refusal_status(error)
+"""
+
+import asyncio
+import logging
+import statistics
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Final, Protocol, TypeAlias
+
+from domain import Diagnostics, Forecast, ForecastRequest
+from errors import MinerError, NoPriceError, Overloaded, RequestError, TooLate
+from wire_format import Encoder, format_iso
+
+MAX_AHEAD_S: Final = 3600  # how far in the future a prompt may start
+ANSWER_THREADS: Final = 4  # NumPy releases the interpreter lock while it draws
+MOST_WAITING: Final = 64  # distinct requests in the queue
+CACHE_BYTES: Final = 64 * 1024 * 1024  # of answers; one of a day takes 3 MB
+KEPT_AFTER_START_S: Final = 30.0  # for callers that ask again
+# Not longer, however early the first caller asks: whoever asks an hour ahead must
+# not decide what the others get a minute ahead.
+SHARED_S: Final = 120.0
+DELIVERY_S: Final = 1.0  # of the time to the start, left for the way back
+
+# The work of an answer is its prices, and as much again as this many for the rest.
+_FIXED_PRICES: Final = 20_000
+_FIRST_GUESS_S: Final = 3e-6  # per price, before anything was measured: 1 s for a day
+_MEASURED: Final = 16  # latest answers whose median speed counts
+
+log = logging.getLogger(__name__)
+
+
+# ---------------------------------------------------------------- what goes in and out
+
+
+class Answerer(Protocol):
+    """What the desk needs of a forecast engine; called from several threads."""
+
+    def now(self) -> int:
+        """The present moment, Unix seconds."""
+
+    def assets(self) -> tuple[str, ...]:
+        """The assets that can be answered."""
+
+    def answer(self, request: ForecastRequest, *, origin: int | None = None) -> Forecast:
+        """Forecast; with `origin`, from what was known then. Raises: MinerError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks, as logs and the ledger name it. Never holds a secret."""
+
+    name: str  # hotkey, or the address of an HTTP caller
+    transport: str  # "http", "axon"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answer:
+    """An encoded answer and how it came about."""
+
+    body: bytes
+    diagnostics: Diagnostics
+
+
+class Outcome(StrEnum):
+    """What became of a request."""
+
+    COMPUTED = "computed"
+    REPEATED = "repeated"  # the bytes that another caller got, or is about to get
+    TOO_LATE = "too_late"
+    OVERLOADED = "overloaded"
+    REFUSED = "refused"  # the caller can change it
+    NO_PRICE = "no_price"
+    UNAVAILABLE = "unavailable"  # the caller can only wait
+    FAILED = "failed"  # a bug
+    LEFT = "left"  # the caller hung up first
+    TURNED_AWAY = "turned_away"  # by the transport: body, signature, stake
+
+
+ANSWERED: Final = frozenset({Outcome.COMPUTED, Outcome.REPEATED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AnswerRecord:
+    """One request and its outcome, as observers see it."""
+
+    at: float  # the caller's `now`, Unix seconds
+    caller: Caller
+    outcome: Outcome
+    ms: float  # from arrival at the desk to the outcome
+    request: ForecastRequest | None = None  # None: turned away unread
+    origin: int | None = None
+    format: str | None = None
+    diagnostics: Diagnostics | None = None  # None: not answered
+    size: int = 0  # bytes of the answer
+    reason: str | None = None  # why it was not answered, one sentence
+    forecast: Forecast | None = None  # with COMPUTED only, before encoding
+
+
+# Called on the caller's event loop: it must not block. What it raises is logged.
+Observer: TypeAlias = Callable[[AnswerRecord], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeskLoad:
+    """How busy the desk is."""
+
+    waiting: int  # distinct requests in the queue
+    running: int
+    cached: int  # answers
+    cached_bytes: int
+    seconds_per_day_answer: float  # estimate for 1000 paths of 289 points
+
+
+def prompt_budget(start_ts: int, now: float) -> float:
+    """Seconds until an answer to a prompt that starts at `start_ts` must have arrived.
+
+    They are real seconds even where `now` is the time of a rehearsal. Raises:
+    TooLate for a start that has passed, RequestError for one too far ahead.
+    """
+    if start_ts < now:
+        raise TooLate(
+            f"start time {format_iso(start_ts)} has passed, the present is "
+            f"{format_iso(int(now))}; ask before the start."
+        )
+    if start_ts > now + MAX_AHEAD_S:
+        raise RequestError(
+            f"start time {format_iso(start_ts)} is {start_ts - now:.0f} s ahead; ask at most "
+            f"{MAX_AHEAD_S} s ahead."
+        )
+    return start_ts - now
+
+
+def refusal_status(error: MinerError) -> int:
+    """The HTTP status of a refusal, the same on every transport.
+
+    408 when the time until the start does not suffice (as axons say it), 400 for
+    what else the caller can change, 503 for what it can only wait for.
+    """
+    if isinstance(error, TooLate):
+        return 408
+    return 400 if isinstance(error, RequestError) else 503
+
+
+def _outcome_of(error: BaseException) -> Outcome:
+    kinds: tuple[tuple[type[BaseException], Outcome], ...] = (
+        (TooLate, Outcome.TOO_LATE),
+        (Overloaded, Outcome.OVERLOADED),
+        (NoPriceError, Outcome.NO_PRICE),
+        (RequestError, Outcome.REFUSED),
+        (MinerError, Outcome.UNAVAILABLE),
+        (asyncio.CancelledError, Outcome.LEFT),
+    )
+    return next((outcome for kind, outcome in kinds if isinstance(error, kind)), Outcome.FAILED)
+
+
+# ---------------------------------------------------------------- jobs, speed, cache
+
+_Key: TypeAlias = tuple[ForecastRequest, int | None, str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Result:
+    answer: Answer
+    forecast: Forecast
+
+
+def _uncancellable() -> "Future[_Result]":
+    """A caller that hangs up must not take the answer from the others."""
+    done: Future[_Result] = Future()
+    done.set_running_or_notify_cancel()
+    return done
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A distinct request under way; its callers wait for `done`. Guarded by the desk."""
+
+    key: _Key
+    encoder: Encoder
+    arrived: int  # running number
+    priority: float
+    deadline: float | None  # monotonic seconds; of the most patient caller
+    kept_until: float  # monotonic seconds
+    done: "Future[_Result]" = field(default_factory=_uncancellable)
+
+    def join(self, priority: float, deadline: float | None) -> None:
+        """Let one more caller wait for it."""
+        self.priority = max(self.priority, priority)
+        if self.deadline is not None:
+            self.deadline = None if deadline is None else max(self.deadline, deadline)
+
+    @property
+    def work(self) -> int:
+        request = self.key[0]
+        return request.num_paths * request.n_points + _FIXED_PRICES
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """The highest is served first: by priority, then by arrival."""
+        return (self.priority, -self.arrived)
+
+
+class _Speed:
+    """Seconds per price of the latest answers, by their median."""
+
+    def __init__(self) -> None:
+        self._measured: deque[float] = deque(maxlen=_MEASURED)
+
+    def learn(self, work: int, seconds: float) -> None:
+        self._measured.append(seconds / work)
+
+    def estimate(self, work: float) -> float:
+        per_price = statistics.median(self._measured) if self._measured else _FIRST_GUESS_S
+        return work * per_price
+
+    def doubt(self) -> None:
+        """An estimate that refused: a slow spell must not lock the door for good."""
+        if self._measured:
+            self._measured.popleft()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    answer: Answer
+    until: float  # monotonic seconds
+
+
+class _Cache:
+    """Answers by request, the least recently used dropped first; bounded by bytes."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: _Key, now: float) -> Answer | None:
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        if kept.until < now:
+            self._drop(key)
+            return None
+        self._kept.move_to_end(key)
+        return kept.answer
+
+    def put(self, key: _Key, answer: Answer, until: float, now: float) -> None:
+        for old in [old for old, kept in self._kept.items() if kept.until < now or old == key]:
+            self._drop(old)
+        self._kept[key] = _Kept(answer, until)
+        self.bytes += len(answer.body)
+        while self.bytes > self._most_bytes:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, key: _Key) -> None:
+        self.bytes -= len(self._kept.pop(key).answer.body)
+
+
+# ---------------------------------------------------------------- the desk
+
+
+class AnswerDesk:
+    """Answers requests of several event loops and threads with a few threads of its own."""
+
+    def __init__(
+        self,
+        answerer: Answerer,
+        *,
+        observers: Sequence[Observer] = (),
+        threads: int = ANSWER_THREADS,
+        most_waiting: int = MOST_WAITING,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self._answerer = answerer
+        self._observers = tuple(observers)
+        self._threads = threads
+        self._most_waiting = most_waiting
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="answer")
+        self._lock = threading.Lock()  # over everything below; never held while computing
+        self._waiting: dict[_Key, _Job] = {}
+        self._running: dict[_Key, _Job] = {}
+        self._cache = _Cache(cache_bytes)
+        self._speed = _Speed()
+        self._arrivals = 0
+        self._closed = False
+
+    async def answer(
+        self,
+        request: ForecastRequest,
+        *,
+        encoder: Encoder,
+        caller: Caller,
+        now: float,
+        priority: float = 0.0,
+        origin: int | None = None,
+        budget_s: float | None = None,
+    ) -> Answer:
+        """The encoded answer to a request; the same bytes for everyone who asks the same.
+
+        `now`: the present, Unix seconds. `priority`: the higher, the sooner (stake).
+        `origin`: answer from what was known then. `budget_s`: real seconds until the
+        answer must have arrived (`prompt_budget`); None without a deadline.
+
+        Raises: TooLate before any work if the budget cannot be met; Overloaded if the
+        queue is full of requests of at least this priority; what the engine and
+        the encoder raise.
+        """
+        began = time.monotonic()
+        key: _Key = (request, origin, encoder.format)
+        told = AnswerRecord(
+            at=now,
+            caller=caller,
+            outcome=Outcome.FAILED,
+            ms=0.0,
+            request=request,
+            origin=origin,
+            format=encoder.format,
+        )
+        try:
+            told, answer = await self._answer(told, key, encoder, priority, budget_s)
+        except BaseException as error:
+            told = replace(
+                told, outcome=_outcome_of(error), reason=str(error) or type(error).__name__
+            )
+            raise
+        finally:
+            self._report(replace(told, ms=1e3 * (time.monotonic() - began)))
+        return answer
+
+    def turn_away(self, caller: Caller, reason: str, *, now: float) -> None:
+        """Let observers know of a request that a transport refused unread."""
+        outcome = Outcome.TURNED_AWAY
+        self._report(AnswerRecord(at=now, caller=caller, outcome=outcome, ms=0.0, reason=reason))
+
+    def load(self) -> DeskLoad:
+        """How busy the desk is now."""
+        with self._lock:
+            return DeskLoad(
+                waiting=len(self._waiting),
+                running=len(self._running),
+                cached=len(self._cache),
+                cached_bytes=self._cache.bytes,
+                seconds_per_day_answer=self._speed.estimate(1000 * 289 + _FIXED_PRICES),
+            )
+
+    def close(self) -> None:
+        """Refuse what waits and what comes; what is being computed is finished."""
+        with self._lock:
+            self._closed = True
+            left, self._waiting = list(self._waiting.values()), {}
+        for job in left:
+            job.done.set_exception(_closing())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # -- admission: on the caller's thread, microseconds
+
+    async def _answer(
+        self,
+        told: AnswerRecord,
+        key: _Key,
+        encoder: Encoder,
+        priority: float,
+        budget_s: float | None,
+    ) -> tuple[AnswerRecord, Answer]:
+        found = self._find_or_admit(key, encoder, priority, budget_s)
+        if isinstance(found, Answer):
+            return _answered(told, Outcome.REPEATED, found, None), found
+        job, is_first = found
+        result = await asyncio.wrap_future(job.done)
+        outcome = Outcome.COMPUTED if is_first else Outcome.REPEATED
+        forecast = result.forecast if is_first else None
+        return _answered(told, outcome, result.answer, forecast), result.answer
+
+    def _find_or_admit(
+        self, key: _Key, encoder: Encoder, priority: float, budget_s: float | None
+    ) -> Answer | tuple[_Job, bool]:
+        """The cached answer, or the job that makes it and whether this call began it."""
+        now = time.monotonic()
+        evicted: _Job | None = None
+        with self._lock:
+            if self._closed:
+                raise _closing()
+            answer = self._cache.get(key, now)
+            if answer is not None:
+                return answer
+            deadline = None if budget_s is None else now + budget_s - DELIVERY_S
+            job = self._running.get(key) or self._waiting.get(key)
+            if job is not None:
+                job.join(priority, deadline)
+                return job, False
+            job = _Job(
+                key=key,
+                encoder=encoder,
+                arrived=self._arrivals,
+                priority=priority,
+                deadline=deadline,
+                kept_until=now + min(SHARED_S, (budget_s or 0.0) + KEPT_AFTER_START_S),
+            )
+            self._require_time(job, now)
+            evicted = self._make_room(job)
+            self._arrivals += 1
+            self._waiting[key] = job
+        if evicted is not None:
+            evicted.done.set_exception(_overloaded(self._most_waiting))
+        self._pool.submit(self._work)
+        return job, True
+
+    def _require_time(self, job: _Job, now: float) -> None:
+        """Raises: TooLate if what is ahead in the queue and the job itself take too long."""
+        if job.deadline is None:
+            return
+        ahead = [other for other in self._waiting.values() if other.rank > job.rank]
+        ahead += self._running.values()
+        queue = sum(other.work for other in ahead) / self._threads
+        needed = self._speed.estimate(job.work + (queue if len(ahead) >= self._threads else 0))
+        if now + needed > job.deadline:
+            if not ahead:
+                self._speed.doubt()
+            raise _too_late(job.deadline - now + DELIVERY_S, needed + DELIVERY_S)
+
+    def _make_room(self, job: _Job) -> _Job | None:
+        """The waiting job to refuse instead, if the queue is full. Raises: Overloaded."""
+        if len(self._waiting) < self._most_waiting:
+            return None
+        lowest = min(self._waiting.values(), key=lambda other: other.rank)
+        if lowest.rank > job.rank:
+            raise _overloaded(self._most_waiting)
+        return self._waiting.pop(lowest.key)
+
+    # -- work: on the desk's threads
+
+    def _work(self) -> None:
+        """Compute the waiting job of the highest rank, if one is left."""
+        with self._lock:
+            if not self._waiting:
+                return  # it was refused meanwhile
+            job = max(self._waiting.values(), key=lambda other: other.rank)
+            self._running[job.key] = self._waiting.pop(job.key)
+        try:
+            result = self._compute(job)
+        except BaseException as error:  # the callers raise it
+            if not isinstance(error, MinerError):
+                log.exception("failed")
+            self._finish(job, None)
+            job.done.set_exception(error)
+        else:
+            self._finish(job, result.answer)
+            job.done.set_result(result)
+
+    def _compute(self, job: _Job) -> _Result:
+        request, origin, _ = job.key
+        began = time.monotonic()
+        if job.deadline is not None and began > job.deadline:  # others went before
+            raise _too_late(max(job.deadline - began + DELIVERY_S, 0.0), DELIVERY_S)
+        forecast = self._answerer.answer(request, origin=origin)
+        body = job.encoder.encode(forecast)
+        with self._lock:
+            self._speed.learn(job.work, time.monotonic() - began)
+        return _Result(Answer(body=body, diagnostics=forecast.diagnostics), forecast)
+
+    def _finish(self, job: _Job, answer: Answer | None) -> None:
+        with self._lock:
+            del self._running[job.key]
+            if answer is not None:
+                self._cache.put(job.key, answer, job.kept_until, time.monotonic())
+
+    # -- telling
+
+    def _report(self, told: AnswerRecord) -> None:
+        """One log line, and every observer; none of them can stop an answer."""
+        _log(told)
+        for observer in self._observers:
+            try:
+                observer(told)
+            except Exception:
+                log.exception("observer failed")
+
+
+def _answered(
+    told: AnswerRecord, outcome: Outcome, answer: Answer, forecast: Forecast | None
+) -> AnswerRecord:
+    return replace(
+        told,
+        outcome=outcome,
+        diagnostics=answer.diagnostics,
+        size=len(answer.body),
+        forecast=forecast,
+    )
+
+
+def _log(told: AnswerRecord) -> None:
+    line: dict[str, object] = {
+        "outcome": told.outcome.value,
+        "transport": told.caller.transport,
+        "caller": told.caller.name,
+        "ms": round(told.ms),
+    }
+    if told.request is not None:
+        line |= {"asset": told.request.asset, "start_ts": told.request.start_ts}
+    if told.diagnostics is None:
+        ours = told.outcome in {Outcome.UNAVAILABLE, Outcome.NO_PRICE, Outcome.OVERLOADED}
+        level = logging.WARNING if ours else logging.INFO
+        log.log(level, "refused", extra={**line, "reason": told.reason})
+        return
+    line |= {
+        "frequency": told.diagnostics.frequency,
+        "rung": told.diagnostics.rung,
+        "price_age_s": told.diagnostics.price_age_s,
+    }
+    log.info("answered", extra=line)
+
+
+def _too_late(left_s: float, needed_s: float) -> TooLate:
+    return TooLate(
+        f"{left_s:.1f} s are left until the start and the answer needs about {needed_s:.1f} s; "
+        "ask earlier."
+    )
+
+
+def _overloaded(limit: int) -> Overloaded:
+    return Overloaded(
+        f"{limit} requests of at least this priority are waiting already; ask again in a moment."
+    )
+
+
+def _closing() -> Overloaded:
+    return Overloaded("the miner is stopping and takes no more requests; ask again in a minute.")

@@ -1,0 +1,496 @@
+"""The desk between transports and the engine: shared bytes, deadlines, priorities, observers."""
+
+import asyncio
+import logging
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import answer_desk
+from answer_desk import (
+    MAX_AHEAD_S,
+    AnswerDesk,
+    Caller,
+    Outcome,
+    prompt_budget,
+    refusal_status,
+)
+from domain import Diagnostics, Forecast, ForecastRequest
+from errors import NoPriceError, Overloaded, RequestError, TooLate, UnknownAsset
+from wire_format import PROMPT_JSON, SHADOW_JSON, Encoder
+
+START = 1_766_102_700 // 60 * 60
+NOW = START - 50.0
+CALLER = Caller(name="5Validator", transport="axon")
+
+
+def prompt(asset="BTC", start=START, paths=3, length=600):
+    return ForecastRequest(
+        asset=asset, start_ts=start, increment_s=60, length_s=length, num_paths=paths
+    )
+
+
+class Walks:
+    """A different answer every time; assets SLOW wait until they are let go."""
+
+    def __init__(self):
+        self.computed: list[str] = []
+        self.begun = threading.Semaphore(0)
+        self.release = threading.Event()
+
+    def now(self):
+        return int(NOW)
+
+    def assets(self):
+        return ("BTC",)
+
+    def answer(self, request, *, origin=None):
+        self.computed.append(request.asset)
+        if request.asset == "NONE":
+            raise NoPriceError("no price of NONE is known; wait for the feed.")
+        if request.asset == "BUG":
+            raise ZeroDivisionError("a bug")
+        if request.asset.startswith("SLOW"):
+            self.begun.release()
+            assert self.release.wait(20)
+        steps = np.random.default_rng(len(self.computed)).normal(
+            0, 1e-3, (request.num_paths, request.n_points)
+        )
+        return Forecast(
+            request=request,
+            paths=98_000 * np.exp(np.cumsum(steps, axis=1)),
+            diagnostics=Diagnostics(
+                rung="lightgbm",
+                frequency="hf",
+                anchor_price=98_000.0,
+                anchor_ts=START - 60,
+                price_age_s=10,
+                model_id="BTC-hf-1",
+                trained_until=None,
+                models_saw_later_bars=False,
+            ),
+        )
+
+
+@pytest.fixture
+def walks():
+    return Walks()
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+@pytest.fixture
+def desk(walks, told):
+    opened = AnswerDesk(walks, observers=[told.append], threads=1, most_waiting=2)
+    yield opened
+    walks.release.set()
+    opened.close()
+
+
+def ask(desk, request, *, encoder=PROMPT_JSON, budget_s=50.0, **more):
+    return desk.answer(request, encoder=encoder, caller=CALLER, now=NOW, budget_s=budget_s, **more)
+
+
+def answered(desk, request, **more):
+    return asyncio.run(ask(desk, request, **more))
+
+
+async def begun(walks):
+    """Once the only thread of the desk is busy with a slow request."""
+    assert await asyncio.to_thread(walks.begun.acquire, timeout=20)
+
+
+# ---------------------------------------------------------------- the same bytes
+
+
+def test_who_asks_the_same_gets_the_same_bytes_without_new_work(desk, walks, told):
+    first, second = (answered(desk, prompt()) for _ in range(2))
+    assert first.body == second.body
+    assert walks.computed == ["BTC"]
+    assert [record.outcome for record in told] == [Outcome.COMPUTED, Outcome.REPEATED]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"request": prompt(paths=4)},
+        {"request": prompt(length=660)},
+        {"request": prompt(start=START + 60)},
+        {"request": prompt(asset="ETH")},
+        {"encoder": SHADOW_JSON},
+        {"origin": START - 60},
+    ],
+)
+def test_who_asks_something_else_gets_something_else(desk, walks, other):
+    asked = {"request": prompt(), "encoder": PROMPT_JSON} | other
+    assert answered(desk, prompt()).body != answered(desk, **asked).body
+    assert len(walks.computed) == 2
+
+
+def test_callers_at_the_same_time_share_one_computation(desk, walks, told):
+    async def main():
+        asked = [asyncio.create_task(ask(desk, prompt("SLOW"))) for _ in range(9)]
+        await begun(walks)
+        walks.release.set()
+        return await asyncio.gather(*asked)
+
+    bodies = {answer.body for answer in asyncio.run(main())}
+    assert len(bodies) == 1
+    assert walks.computed == ["SLOW"]
+    outcomes = [record.outcome for record in told]
+    assert outcomes.count(Outcome.COMPUTED) == 1
+    assert outcomes.count(Outcome.REPEATED) == 8
+
+
+def test_callers_on_different_event_loops_share_one_computation(desk, walks):
+    bodies = []
+    callers = [
+        threading.Thread(target=lambda: bodies.append(answered(desk, prompt("SLOW")).body))
+        for _ in range(3)
+    ]
+    for caller in callers:
+        caller.start()
+    assert walks.begun.acquire(timeout=20)
+    walks.release.set()
+    for caller in callers:
+        caller.join(20)
+    assert len(bodies) == 3
+    assert len(set(bodies)) == 1
+    assert walks.computed == ["SLOW"]
+
+
+def test_a_caller_that_hangs_up_does_not_take_the_answer_from_the_others(desk, walks, told):
+    async def main():
+        first = asyncio.create_task(ask(desk, prompt("SLOW")))
+        await begun(walks)
+        second = asyncio.create_task(ask(desk, prompt("SLOW")))
+        await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        walks.release.set()
+        return await second
+
+    assert asyncio.run(main()).body
+    assert [record.outcome for record in told] == [Outcome.LEFT, Outcome.REPEATED]
+
+
+def test_an_answer_is_kept_until_shortly_after_the_start(walks, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(answer_desk.time, "monotonic", lambda: clock[0])
+    desk = AnswerDesk(walks)
+    body = answered(desk, prompt(), budget_s=50).body
+    clock[0] += 50 + answer_desk.KEPT_AFTER_START_S - 1
+    assert answered(desk, prompt(), budget_s=None).body == body
+    clock[0] += 2
+    assert answered(desk, prompt(), budget_s=None).body != body
+    desk.close()
+
+
+def test_an_early_caller_does_not_decide_for_an_hour_what_the_others_get(walks, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(answer_desk.time, "monotonic", lambda: clock[0])
+    desk = AnswerDesk(walks)
+    early = answered(desk, prompt(), budget_s=3600).body
+    clock[0] += answer_desk.SHARED_S + 1
+    assert answered(desk, prompt(), budget_s=3600 - answer_desk.SHARED_S - 1).body != early
+    desk.close()
+
+
+@given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=12))
+def test_the_cache_never_holds_more_than_its_bytes(sizes):
+    desk = AnswerDesk(Walks(), cache_bytes=20_000)
+    for number, paths in enumerate(sizes):
+        answered(desk, prompt(start=START + 60 * number, paths=paths))
+        assert desk.load().cached_bytes <= 20_000
+    desk.close()
+
+
+def test_the_cache_drops_what_was_not_asked_for_longest(walks):
+    size = len(answered(AnswerDesk(Walks()), prompt()).body)
+    desk = AnswerDesk(walks, cache_bytes=int(2.5 * size))
+    for start in (START, START + 60, START, START + 120, START):
+        answered(desk, prompt(start=start))
+    assert len(walks.computed) == 3
+    answered(desk, prompt(start=START + 60))
+    assert len(walks.computed) == 4
+    desk.close()
+
+
+# ---------------------------------------------------------------- deadlines
+
+
+def test_an_answer_that_would_come_too_late_is_refused_before_any_work(desk, walks, told):
+    with pytest.raises(TooLate, match="left until the start"):
+        answered(desk, prompt(), budget_s=0.5)
+    assert walks.computed == []
+    assert told[0].outcome is Outcome.TOO_LATE
+    assert told[0].reason
+
+
+def test_a_late_caller_still_gets_an_answer_that_lies_ready(desk, walks):
+    body = answered(desk, prompt()).body
+    assert answered(desk, prompt(), budget_s=0.1).body == body
+
+
+def test_what_is_ahead_in_the_queue_counts(desk, walks):
+    """With a first guess of 1 s for a day of paths and one thread, three fit no 3 s."""
+    day = {"paths": 1000, "length": 86_400 // 5}
+
+    async def main():
+        slow = [asyncio.create_task(ask(desk, prompt("SLOW", **day)))]
+        await begun(walks)
+        slow.append(asyncio.create_task(ask(desk, prompt("SLOW2", **day), priority=5)))
+        await asyncio.sleep(0)
+        with pytest.raises(TooLate, match="ask earlier"):
+            await ask(desk, prompt("BTC", **day), budget_s=3.0)
+        walks.release.set()
+        await asyncio.gather(*slow)
+
+    asyncio.run(main())
+    assert "BTC" not in walks.computed
+    # alone it fits
+    assert answered(desk, prompt("BTC", **day), budget_s=3.0).body
+
+
+def test_a_request_overtaken_until_its_start_is_not_computed(walks, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(answer_desk.time, "monotonic", lambda: clock[0])
+    desk = AnswerDesk(walks, threads=1)
+
+    async def main():
+        slow = asyncio.create_task(ask(desk, prompt("SLOW")))
+        await begun(walks)
+        late = asyncio.create_task(ask(desk, prompt("BTC"), budget_s=5.0))
+        await asyncio.sleep(0)
+        clock[0] += 5
+        walks.release.set()
+        await slow
+        with pytest.raises(TooLate):
+            await late
+
+    asyncio.run(main())
+    assert walks.computed == ["SLOW"]
+    desk.close()
+
+
+def test_a_slow_spell_does_not_lock_the_door_for_good(walks, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(answer_desk.time, "monotonic", lambda: clock[0])
+    desk = AnswerDesk(walks)
+    compute = walks.answer
+
+    def slowly(request, *, origin=None):
+        clock[0] += 300
+        return compute(request, origin=origin)
+
+    walks.answer = slowly
+    for number in range(answer_desk._MEASURED):
+        answered(desk, prompt(start=START + 60 * number), budget_s=3600)
+    assert desk.load().seconds_per_day_answer > 300
+    walks.answer = compute
+    refused = 0
+    while True:
+        try:
+            answered(desk, prompt(start=START + 6000), budget_s=50)
+            break
+        except TooLate:
+            refused += 1
+    assert 1 <= refused <= answer_desk._MEASURED
+    desk.close()
+
+
+@pytest.mark.parametrize(("ahead", "left"), [(0, 0), (0.5, 0.5), (MAX_AHEAD_S, MAX_AHEAD_S)])
+def test_the_budget_is_the_time_to_the_start(ahead, left):
+    assert prompt_budget(START, START - ahead) == left
+
+
+def test_a_start_that_has_passed_is_too_late():
+    with pytest.raises(TooLate, match="has passed"):
+        prompt_budget(START, START + 0.1)
+
+
+def test_a_start_far_ahead_is_refused():
+    with pytest.raises(RequestError, match="3620 s ahead; ask at most 3600"):
+        prompt_budget(START, START - MAX_AHEAD_S - 20)
+
+
+# ---------------------------------------------------------------- the queue
+
+
+def test_the_higher_stake_goes_first_and_equals_in_order_of_arrival(walks):
+    desk = AnswerDesk(walks, threads=1)
+
+    async def main():
+        slow = asyncio.create_task(ask(desk, prompt("SLOW")))
+        await begun(walks)
+        asked = []
+        for asset, stake in (("A", 1), ("B", 9), ("C", 5), ("D", 9)):
+            asked.append(asyncio.create_task(ask(desk, prompt(asset), priority=stake)))
+            await asyncio.sleep(0)
+        walks.release.set()
+        await asyncio.gather(slow, *asked)
+
+    asyncio.run(main())
+    assert walks.computed == ["SLOW", "B", "D", "C", "A"]
+    desk.close()
+
+
+def test_a_request_rises_with_the_stake_of_who_joins_it(walks):
+    desk = AnswerDesk(walks, threads=1)
+
+    async def main():
+        slow = asyncio.create_task(ask(desk, prompt("SLOW")))
+        await begun(walks)
+        asked = []
+        for asset, stake in (("A", 1), ("B", 5), ("A", 9)):
+            asked.append(asyncio.create_task(ask(desk, prompt(asset), priority=stake)))
+            await asyncio.sleep(0)
+        walks.release.set()
+        await asyncio.gather(slow, *asked)
+
+    asyncio.run(main())
+    assert walks.computed == ["SLOW", "A", "B"]
+    desk.close()
+
+
+def test_a_full_queue_refuses_the_lowest_stake(desk, walks, told):
+    async def main():
+        slow = asyncio.create_task(ask(desk, prompt("SLOW")))
+        await begun(walks)
+        low, middle = (
+            asyncio.create_task(ask(desk, prompt(asset), priority=stake))
+            for asset, stake in (("LOW", 1), ("MIDDLE", 5))
+        )
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="2 requests"):
+            await ask(desk, prompt("LATER"), priority=1)
+        high = asyncio.create_task(ask(desk, prompt("HIGH"), priority=9))
+        with pytest.raises(Overloaded):
+            await low
+        walks.release.set()
+        await asyncio.gather(slow, middle, high)
+
+    asyncio.run(main())
+    assert walks.computed == ["SLOW", "HIGH", "MIDDLE"]
+    assert [record.outcome for record in told].count(Outcome.OVERLOADED) == 2
+    assert desk.load().waiting == desk.load().running == 0
+
+
+def test_a_closed_desk_refuses_what_waits_and_finishes_what_runs(desk, walks):
+    async def main():
+        slow = asyncio.create_task(ask(desk, prompt("SLOW")))
+        await begun(walks)
+        waiting = asyncio.create_task(ask(desk, prompt("A")))
+        await asyncio.sleep(0)
+        desk.close()
+        with pytest.raises(Overloaded, match="stopping"):
+            await waiting
+        with pytest.raises(Overloaded, match="stopping"):
+            await ask(desk, prompt("B"))
+        walks.release.set()
+        assert (await slow).body
+
+    asyncio.run(main())
+    assert walks.computed == ["SLOW"]
+
+
+# ---------------------------------------------------------------- outcomes
+
+
+@pytest.mark.parametrize(
+    ("asset", "error", "outcome"),
+    [
+        ("NONE", NoPriceError, Outcome.NO_PRICE),
+        ("BUG", ZeroDivisionError, Outcome.FAILED),
+    ],
+)
+def test_what_fails_is_raised_told_and_not_kept(desk, walks, told, asset, error, outcome):
+    for _ in range(2):
+        with pytest.raises(error):
+            answered(desk, prompt(asset))
+    assert walks.computed == [asset, asset]
+    assert [record.outcome for record in told] == [outcome, outcome]
+    assert desk.load().cached == desk.load().running == 0
+
+
+def test_an_encoder_that_refuses_costs_no_other_answer(desk):
+    def refuse(_forecast):
+        raise UnknownAsset("no.")
+
+    with pytest.raises(UnknownAsset):
+        answered(desk, prompt(), encoder=Encoder("refusing", refuse))
+    assert answered(desk, prompt()).body
+
+
+def test_observers_learn_what_was_answered_and_to_whom(desk, told):
+    answer = answered(desk, prompt(), origin=START - 60)
+    (record,) = told
+    assert (record.at, record.caller, record.origin) == (NOW, CALLER, START - 60)
+    assert record.request == prompt()
+    assert record.format == "prompt"
+    assert record.size == len(answer.body)
+    assert record.ms >= 0
+    assert record.diagnostics is answer.diagnostics
+    assert record.forecast.paths.shape == (3, 11)
+    answered(desk, prompt(), origin=START - 60)
+    assert told[1].forecast is None
+
+
+def test_an_observer_that_fails_stops_neither_the_answer_nor_the_next_observer(walks, caplog):
+    def fail(_record):
+        raise ValueError("broken")
+
+    told = []
+    desk = AnswerDesk(walks, observers=[fail, told.append])
+    assert answered(desk, prompt()).body
+    assert len(told) == 1
+    assert "observer failed" in caplog.text
+    desk.close()
+
+
+def test_a_transport_reports_whom_it_turned_away(desk, told):
+    desk.turn_away(CALLER, "the signature is missing.", now=NOW)
+    (record,) = told
+    assert (record.outcome, record.request) == (Outcome.TURNED_AWAY, None)
+    assert record.reason == "the signature is missing."
+
+
+def test_every_outcome_leaves_one_log_line(desk, caplog):
+    with caplog.at_level(logging.INFO, logger="answer_desk"):
+        answered(desk, prompt())
+        with pytest.raises(TooLate):
+            answered(desk, prompt("ETH"), budget_s=0)
+    line, refusal = caplog.records
+    assert (line.getMessage(), line.asset, line.frequency) == ("answered", "BTC", "hf")
+    assert (line.caller, line.transport, line.rung) == ("5Validator", "axon", "lightgbm")
+    assert (line.price_age_s, line.outcome) == (10, "computed")
+    assert (refusal.getMessage(), refusal.outcome) == ("refused", "too_late")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (TooLate("x"), 408),
+        (RequestError("x"), 400),
+        (UnknownAsset("x"), 400),
+        (Overloaded("x"), 503),
+        (NoPriceError("x"), 503),
+    ],
+)
+def test_a_refusal_has_a_status(error, status):
+    assert refusal_status(error) == status
+
+
+def test_the_load_is_told(desk, walks):
+    assert desk.load().seconds_per_day_answer == pytest.approx(0.927)
+    answered(desk, prompt())
+    load = desk.load()
+    assert (load.waiting, load.running, load.cached) == (0, 0, 1)
+    assert load.cached_bytes > 0
