@@ -291,10 +291,12 @@ class AnswerDesk:
         threads: int = ANSWER_THREADS,
         most_waiting: int = MOST_WAITING,
         cache_bytes: int = CACHE_BYTES,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._answerer = answerer
         self._observers = tuple(observers)
         self._threads = threads
+        self._monotonic = monotonic
         self._most_waiting = most_waiting
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="answer")
         self._lock = threading.Lock()  # over everything below; never held while computing
@@ -326,7 +328,7 @@ class AnswerDesk:
         queue is full of requests of at least this priority; what the engine and
         the encoder raise.
         """
-        began = time.monotonic()
+        began = self._monotonic()
         key: _Key = (request, origin, encoder.format)
         told = AnswerRecord(
             at=now,
@@ -345,7 +347,7 @@ class AnswerDesk:
             )
             raise
         finally:
-            self._report(replace(told, ms=1e3 * (time.monotonic() - began)))
+            self._report(replace(told, ms=1e3 * (self._monotonic() - began)))
         return answer
 
     def turn_away(self, caller: Caller, reason: str, *, now: float) -> None:
@@ -396,7 +398,7 @@ class AnswerDesk:
         self, key: _Key, encoder: Encoder, priority: float, budget_s: float | None
     ) -> Answer | tuple[_Job, bool]:
         """The cached answer, or the job that makes it and whether this call began it."""
-        now = time.monotonic()
+        now = self._monotonic()
         evicted: _Job | None = None
         with self._lock:
             if self._closed:
@@ -470,20 +472,20 @@ class AnswerDesk:
 
     def _compute(self, job: _Job) -> _Result:
         request, origin, _ = job.key
-        began = time.monotonic()
+        began = self._monotonic()
         if job.deadline is not None and began > job.deadline:  # others went before
             raise _too_late(max(job.deadline - began + DELIVERY_S, 0.0), DELIVERY_S)
         forecast = self._answerer.answer(request, origin=origin)
         body = job.encoder.encode(forecast)
         with self._lock:
-            self._speed.learn(job.work, time.monotonic() - began)
+            self._speed.learn(job.work, self._monotonic() - began)
         return _Result(Answer(body=body, diagnostics=forecast.diagnostics), forecast)
 
     def _finish(self, job: _Job, answer: Answer | None) -> None:
         with self._lock:
             del self._running[job.key]
             if answer is not None:
-                self._cache.put(job.key, answer, job.kept_until, time.monotonic())
+                self._cache.put(job.key, answer, job.kept_until, self._monotonic())
 
     # -- telling
 
