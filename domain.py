@@ -86,6 +86,52 @@ class Bars:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Candles:
+    """Bars as a feed gives them, with how they were traded; arrays of shape (n,).
+
+    `trades` and `taker_volume` are NaN where the feed has none.
+    """
+
+    bars: Bars
+    trades: FloatArray  # number of trades in the bar
+    taker_volume: FloatArray  # bought by takers, in the unit of `bars.volume`
+
+    def __post_init__(self) -> None:
+        if not self.trades.shape == self.taker_volume.shape == self.bars.open_ts.shape:
+            raise DataError(
+                f"{self.bars.feed}: columns of trades differ from the bars in length; "
+                "load the candles again."
+            )
+
+    def __len__(self) -> int:
+        return len(self.bars)
+
+    def between(self, start: int | None, end: int | None) -> Self:
+        """Candles that open at or after `start` and are closed by `end` (a view)."""
+        bars = self.bars.between(start, end)
+        first = int(np.searchsorted(self.bars.open_ts, bars.open_ts[0])) if len(bars) else 0
+        rows = slice(first, first + len(bars))
+        return replace(
+            self, bars=bars, trades=self.trades[rows], taker_volume=self.taker_volume[rows]
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceQuote:
+    """The price of one symbol at one moment, as its feed gives it."""
+
+    price: float
+    ts: int  # when it was the price, Unix seconds
+    feed: str  # "<venue>:<symbol>", e.g. "binance:BTCUSDT"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.price < float("inf"):
+            raise DataError(
+                f"{self.feed}: price {self.price} is not a positive number; ask the feed again."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MarketHistory:
     """What is known of one asset at one frequency.
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config import Frequency
-from domain import MAX_PATHS, Bars, ForecastRequest, MarketHistory
+from domain import MAX_PATHS, Bars, Candles, ForecastRequest, MarketHistory, PriceQuote
 from errors import DataError, RequestError
 
 BAR_S = 60
@@ -96,6 +96,32 @@ def test_no_bars_have_no_end():
     assert bars([3]).end_ts == 240
     with pytest.raises(DataError, match="there are no bars"):
         _ = bars([]).end_ts
+
+
+def candles(minutes):
+    bars_ = bars(minutes)
+    return Candles(bars=bars_, trades=bars_.close * 10, taker_volume=bars_.close * 100)
+
+
+@given(MINUTES, MOMENTS, MOMENTS)
+def test_candles_are_cut_like_their_bars(minutes, start, end):
+    kept = candles(minutes).between(start, end)
+    expected = bars(minutes).between(start, end)
+    assert list(kept.bars.open_ts) == list(expected.open_ts)
+    assert list(kept.trades) == list(expected.close * 10)
+    assert list(kept.taker_volume) == list(expected.close * 100)
+    assert len(kept) == len(expected)
+
+
+def test_columns_of_trades_must_be_as_long_as_the_bars():
+    with pytest.raises(DataError, match="test:BTC_1m: columns of trades differ"):
+        replace(candles([0, 1]), trades=np.ones(3))
+
+
+@pytest.mark.parametrize("price", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_quote_holds_a_positive_price(price):
+    with pytest.raises(DataError, match=r"binance:BTCUSDT: price .* is not a positive number"):
+        PriceQuote(price=price, ts=1, feed="binance:BTCUSDT")
 
 
 # ---------------------------------------------------------------- histories
