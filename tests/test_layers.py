@@ -20,6 +20,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "quantile_matching",
         "ensemble",
         "scoring",
+        "answer_sketch",
         "comparison",
         "pit",
         "rewards",
@@ -33,6 +34,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "garch_baseline",
         "market_baselines",
         "wire_format",
+        "bar_cleaning",
         "simulated_market",
         "realised_spread",
         "path_checks",
@@ -81,6 +83,7 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
         ),
         "yardsticks of the same make as the forecast, held still",
     ),
+    "answer_sketch": (frozenset({"scoring"}), "it keeps what is scored"),
     "pit": (frozenset({"scoring"}), "calibration of what is scored"),
     "backtest_results": (frozenset({"comparison", "pit"}), "figures are drawn from both"),
     "realised_spread": (
