@@ -1,9 +1,9 @@
 """Where bars come from: the seam between the miner and its price sources.
 
-Owns the `BarSource` protocol, the sources of this version (Parquet archives and
-the simulated market), and the cleaning of what they deliver. Bars of different
-feeds are never merged: every series is read from one feed alone. DataFrames and
-Arrow tables end here; the rest of the program sees `domain.Bars`.
+Owns the `BarSource` protocol and the sources of this version (Parquet archives
+and the simulated market); what they deliver is cleaned by `bar_cleaning`. Bars of
+different feeds are never merged: every series is read from one feed alone. Arrow
+tables end here; the rest of the program sees `domain.Bars`.
 
 An archive folder holds either `<ASSET>_<1m|5m>.parquet` files with the columns
 `ts` (open time, Unix seconds or a timestamp) and `close`, and where the feed has
@@ -14,13 +14,11 @@ has both for an asset, the single file is used.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, Protocol, Self, TypeAlias
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,25 +26,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bar_cleaning import (
+    MINUTE_S,
+    BarSieve,
+    BoolArray,
+    SetAsideBar,
+    bars_from_minutes,
+    summarise_set_aside,
+)
 from config import ASSETS, FREQUENCIES, Frequency, Settings, asset_spec
-from domain import Bars, FloatArray, IntArray, MarketHistory
+from domain import Bars, MarketHistory
 from errors import ConfigError, DataError, SourceUnavailable
 from simulated_market import simulate_bars
 
-BoolArray: TypeAlias = npt.NDArray[np.bool_]
-
-MINUTE_S: Final = 60
-
 # ---------------------------------------------------------------- the seam
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetAsideBar:
-    """One row of a source that is not used, or a block of rows (see `reason`)."""
-
-    ts: int  # open time as found, Unix seconds
-    close: float  # as found; NaN if there was none
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,21 +99,6 @@ def open_source(settings: Settings) -> BarSource:
     )
 
 
-def summarise_set_aside(set_aside: Iterable[SetAsideBar]) -> list[str]:
-    """One clause per reason with its count and first time, the most frequent first."""
-    entries = list(set_aside)
-    first = {bar.reason: _readable(bar.ts) for bar in reversed(entries)}
-    counts = Counter(bar.reason for bar in entries).most_common()
-    return [f"{count} × {reason} (first at {first[reason]})" for reason, count in counts]
-
-
-def _readable(ts: int) -> str:
-    """ISO 8601 where the time is one, else the number that was found."""
-    if not _EARLIEST_TS <= ts < _LATEST_TS:
-        return str(ts)
-    return datetime.fromtimestamp(ts, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 # ---------------------------------------------------------------- simulated
 
 
@@ -178,42 +156,6 @@ def _history(asset: str, frequency: Frequency, bars: Bars, source: str) -> Marke
     return MarketHistory(
         asset=asset, frequency=frequency, bars=on_grid, price_bars=bars, source=source
     )
-
-
-def bars_from_minutes(bars: Bars, *, bar_s: int) -> Bars:
-    """Build coarser bars on the UTC grid from one-minute bars of the same feed.
-
-    A bar exists if its last minute does, because its close is the price at its
-    end and an older price must not pose as that one; a bar without its last
-    minute is a gap. Open is that of the first minute at hand; high, low and
-    volume gather the minutes that have them and are NaN where none has.
-
-    Raises: ValueError if the bars are not minutes or `bar_s` is not a multiple.
-    """
-    if bars.bar_s != MINUTE_S or bar_s % MINUTE_S:
-        raise ValueError(f"cannot build bars of {bar_s} s from bars of {bars.bar_s} s")
-    slot = bars.open_ts // bar_s
-    first = np.flatnonzero(np.diff(slot, prepend=-1))
-    last = np.append(first[1:], len(bars)) - 1 if len(bars) else first
-    has_end = bars.open_ts[last] % bar_s == bar_s - MINUTE_S
-    has_volume = np.isfinite(bars.volume)
-    volume = _per_group(np.add, np.where(has_volume, bars.volume, 0.0), first)
-    traded = _per_group(np.logical_or, has_volume, first)
-    return Bars(
-        open_ts=(slot[first] * bar_s)[has_end],
-        open=bars.open[first][has_end],
-        high=_per_group(np.fmax, bars.high, first)[has_end],
-        low=_per_group(np.fmin, bars.low, first)[has_end],
-        close=bars.close[last][has_end],
-        volume=np.where(traded, volume, np.nan)[has_end],
-        bar_s=bar_s,
-        feed=bars.feed,
-    )
-
-
-def _per_group(reduction: np.ufunc, values: npt.NDArray[np.generic], first: IntArray) -> FloatArray:
-    """Reduce each run of rows that begins at an index of `first`; shape (len(first),)."""
-    return np.asarray(reduction.reduceat(values, first) if len(first) else values[:0])
 
 
 # ---------------------------------------------------------------- archives
@@ -473,11 +415,6 @@ def _unix_seconds(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 # ---------------------------------------------------------------- cleaning
 
-_EARLIEST_TS: Final = 946_684_800  # 2000-01-01
-_LATEST_TS: Final = 4_102_444_800  # 2100-01-01
-_SPIKE_FACTOR: Final = 8.0  # "about ten", leaving the market some room to move meanwhile
-_MAX_SPIKE_BARS: Final = 3  # a level that lasts longer is believed
-
 
 def _clean(table: pa.Table, series: _Series) -> tuple[Bars, tuple[SetAsideBar, ...]]:
     """Bars in rising time order, and every row that cannot be one of them.
@@ -485,24 +422,21 @@ def _clean(table: pa.Table, series: _Series) -> tuple[Bars, tuple[SetAsideBar, .
     Raises: DataError if no usable bar is left.
     """
     origin, is_of_origin = _newest_origin(table)
-    sieve = _Sieve.of(table)
+    held = [name for name in _PRICE_COLUMNS if name in table.column_names]
+    sieve = BarSieve.of(
+        _numpy(table["ts"], 0), {name: _numpy(table[name], np.nan) for name in held}
+    )
     sieve.drop_block(~is_of_origin, f"rows of another feed than {origin}, the newest")
-    sieve.drop(~sieve.final, "not final yet")
-    in_range = (sieve.ts >= _EARLIEST_TS) & (sieve.ts < _LATEST_TS)
-    sieve.drop(~in_range, "time is not in Unix seconds between the years 2000 and 2100")
-    sieve.drop(sieve.ts % series.bar_s != 0, f"time is not on the {series.bar_s} s grid")
+    sieve.drop(~_numpy(table["final"], fill=True)[is_of_origin], "not final yet")
     if series.partitioned:
         sieve.forget(np.isnan(sieve.close))  # there, NaN is how a gap is written
-    sieve.drop(~(np.isfinite(sieve.close) & (sieve.close > 0)), "close is not a positive number")
-    sieve.sort()
-    sieve.drop(np.diff(sieve.ts, append=-1) == 0, "a later row has the same time")
-    sieve.drop(_is_spike(sieve.close), "spike of about ×10 or more that reverts")
-    if not len(sieve.ts):
+    bars = sieve.candles(
+        bar_s=series.bar_s, feed=f"{series.feed}@{origin}" if origin else series.feed
+    ).bars
+    if not len(bars):
         found = "; ".join(summarise_set_aside(sieve.set_aside)) or "it is empty"
         raise DataError(f"{series.place} has no usable bar: {found}.")
-    sieve.blank_impossible_fields()
-    feed = f"{series.feed}@{origin}" if origin else series.feed
-    return sieve.bars(series.bar_s, feed), tuple(sieve.set_aside)
+    return bars, tuple(sieve.set_aside)
 
 
 def _newest_origin(table: pa.Table) -> tuple[str | None, BoolArray]:
@@ -519,122 +453,3 @@ def _newest_origin(table: pa.Table) -> tuple[str | None, BoolArray]:
 def _numpy(column: pa.ChunkedArray, fill: float) -> npt.NDArray[Any]:
     """A writable array with nulls filled."""
     return np.array(pc.fill_null(column, fill).to_numpy())
-
-
-@dataclass(slots=True)
-class _Sieve:
-    """Rows on their way to bars, and what was set aside on the way; arrays of shape (n,)."""
-
-    ts: IntArray
-    columns: dict[str, FloatArray]
-    final: BoolArray
-    set_aside: list[SetAsideBar] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, table: pa.Table) -> Self:
-        """All rows of a table in the common form; a missing time is 0, a missing price NaN."""
-        nan = np.full(len(table), np.nan)
-        held = [name for name in _PRICE_COLUMNS if name in table.column_names]
-        columns = {name: nan.copy() for name in _PRICE_COLUMNS}
-        columns |= {name: _numpy(table[name], np.nan) for name in held}
-        final = _numpy(table["final"], fill=True)
-        return cls(ts=_numpy(table["ts"], 0), columns=columns, final=final)
-
-    @property
-    def close(self) -> FloatArray:
-        return self.columns["close"]
-
-    def drop(self, bad: BoolArray, reason: str) -> None:
-        """Set rows aside, one entry each."""
-        self.set_aside += [
-            SetAsideBar(ts=int(ts), close=float(close), reason=reason)
-            for ts, close in zip(self.ts[bad], self.close[bad], strict=True)
-        ]
-        self.forget(bad)
-
-    def drop_block(self, bad: BoolArray, reason: str) -> None:
-        """Set many rows aside under one entry, dated by the first of them."""
-        self.note(bad, f"{np.count_nonzero(bad)} {reason}")
-        self.forget(bad)
-
-    def note(self, rows: BoolArray, reason: str) -> None:
-        """Report rows that stay, under one entry dated by the first of them."""
-        if rows.any():
-            first = int(np.argmax(rows))
-            entry = SetAsideBar(
-                ts=int(self.ts[first]), close=float(self.close[first]), reason=reason
-            )
-            self.set_aside.append(entry)
-
-    def forget(self, bad: BoolArray) -> None:
-        """Remove rows without a report."""
-        if bad.any():
-            self._take(np.flatnonzero(~bad))
-
-    def sort(self) -> None:
-        """Order rows by time; rows of one time stay in the order of the file."""
-        late = self.ts < np.maximum.accumulate(self.ts)
-        self.note(late, f"{np.count_nonzero(late)} rows came out of time order and were sorted")
-        if late.any():
-            self._take(np.argsort(self.ts, kind="stable"))
-
-    def blank_impossible_fields(self) -> None:
-        """Make optional fields that contradict the close NaN; the bar itself stays."""
-        before = sum(np.count_nonzero(np.isfinite(column)) for column in self.columns.values())
-        self.columns |= _possible_fields(self.columns)
-        after = sum(np.count_nonzero(np.isfinite(column)) for column in self.columns.values())
-        if after < before:
-            reason = f"{before - after} impossible values of open, high, low or volume were ignored"
-            self.note(np.ones(len(self.ts), dtype=np.bool_), reason)
-
-    def bars(self, bar_s: int, feed: str) -> Bars:
-        return Bars(open_ts=self.ts, **self.columns, bar_s=bar_s, feed=feed)
-
-    def _take(self, rows: IntArray) -> None:
-        self.ts = self.ts[rows]
-        self.final = self.final[rows]
-        self.columns = {name: column[rows] for name, column in self.columns.items()}
-
-
-def _possible_fields(columns: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-    """The optional columns, NaN where a value cannot be true beside the close."""
-    close = columns["close"]
-    near = {
-        name: np.abs(np.log(np.where(columns[name] > 0, columns[name], np.nan)) - np.log(close))
-        < np.log(_SPIKE_FACTOR)
-        for name in ("open", "high", "low")
-    }
-    opened = np.where(near["open"], columns["open"], np.nan)
-    top, bottom = np.fmax(opened, close), np.fmin(opened, close)
-    volume = columns["volume"]
-    return {
-        "open": opened,
-        "high": np.where(near["high"] & (columns["high"] >= top), columns["high"], np.nan),
-        "low": np.where(near["low"] & (columns["low"] <= bottom), columns["low"], np.nan),
-        "volume": np.where(np.isfinite(volume) & (volume >= 0), volume, np.nan),
-    }
-
-
-def _is_spike(close: FloatArray) -> BoolArray:
-    """Which closes belong to a short excursion to another price level; shape (n,).
-
-    The series is cut wherever the price jumps by the spike factor. A piece of up
-    to three bars that lies that far from the last believed level is a spike, at
-    either end of the series too, where the other neighbour is not known yet; a
-    longer piece is a genuine change of level.
-    """
-    log_close = np.log(close)
-    limit = np.log(_SPIKE_FACTOR)
-    cuts = np.flatnonzero(np.abs(np.diff(log_close)) >= limit) + 1
-    spike = np.zeros(len(close), dtype=np.bool_)
-    if not len(cuts):
-        return spike
-    pieces = list(pairwise([0, *cuts.tolist(), len(close)]))
-    lasting = [piece for piece in pieces if piece[1] - piece[0] > _MAX_SPIKE_BARS]
-    level = log_close[(lasting or [max(pieces, key=lambda piece: piece[1] - piece[0])])[0][0]]
-    for start, end in pieces:
-        if end - start <= _MAX_SPIKE_BARS and abs(log_close[start] - level) >= limit:
-            spike[start:end] = True
-        else:
-            level = log_close[end - 1]
-    return spike

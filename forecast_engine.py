@@ -17,8 +17,9 @@ from zlib import crc32
 import numpy as np
 from numpy.random import Generator
 
+from bar_cleaning import summarise_set_aside
 from config import DAY_S, FREQUENCIES, Frequency, Settings, asset_spec
-from data_fetcher import BarSource, summarise_set_aside
+from data_fetcher import BarSource
 from domain import (
     Bars,
     Diagnostics,

@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bar_cleaning import SetAsideBar, summarise_set_aside
 from config import Settings
 from console import Cell, add_asset_argument, run_script, script_parser, settings_from, table
-from data_fetcher import ArchiveSource, SetAsideBar, summarise_set_aside
+from data_fetcher import ArchiveSource
 from domain import Bars
 from errors import ConfigError, MinerError
 from state_store import BarStore

@@ -18,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Final
 
+from bar_cleaning import summarise_set_aside
 from config import ASSETS, Frequency, Settings, protocol_profile
 from console import (
     Events,
@@ -32,7 +33,7 @@ from console import (
     showing_progress,
     table,
 )
-from data_fetcher import BarSource, open_source, summarise_set_aside
+from data_fetcher import BarSource, open_source
 from errors import DataError, MinerError
 from lgbm_trainer import LeadReport, TrainingResult, progress_steps, train
 from model_store import publish_set

@@ -9,15 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bar_cleaning import summarise_set_aside
 from config import Frequency, Settings
 from data_fetcher import (
     ArchiveSource,
     SimulatedSource,
-    bars_from_minutes,
     open_source,
-    summarise_set_aside,
 )
-from domain import Bars
 from errors import ConfigError, DataError, SourceUnavailable, UnknownAsset
 
 START = 1_764_547_200  # 2025-12-01, midnight UTC
@@ -44,18 +42,6 @@ def loaded(folder, asset="BTC", frequency=Frequency.HF):
 
 def reasons(result):
     return [bar.reason for bar in result.set_aside]
-
-
-def bars_of(open_ts, close, bar_s=60, **columns):
-    nan = np.full(len(open_ts), np.nan)
-    fields = {name: columns.get(name, nan) for name in ("open", "high", "low", "volume")}
-    return Bars(
-        open_ts=np.asarray(open_ts, dtype=np.int64),
-        close=np.asarray(close, dtype=float),
-        bar_s=bar_s,
-        feed="test",
-        **fields,
-    )
 
 
 # ---------------------------------------------------------------- what is used
@@ -420,67 +406,6 @@ def test_a_single_file_wins_over_partitions(tmp_path):
     write_day(tmp_path, 0)
     write(tmp_path, ts=minutes(9), close=prices(9))
     assert len(loaded(tmp_path).history.bars) == 9
-
-
-# ---------------------------------------------------------------- coarser bars
-
-
-def test_five_minutes_become_one_bar():
-    bars = bars_of(
-        minutes(5),
-        [1.0, 2.0, 3.0, 4.0, 5.0],
-        open=np.array([9.0, 1.0, 2.0, 3.0, 4.0]),
-        high=np.array([np.nan, 7.0, 3.0, 4.0, 5.0]),
-        low=np.array([1.0, 2.0, np.nan, 0.5, 5.0]),
-        volume=np.array([1.0, np.nan, 2.0, 0.0, 4.0]),
-    )
-    built = bars_from_minutes(bars, bar_s=300)
-    row = [built.open, built.high, built.low, built.close, built.volume]
-    assert np.array(row).T.tolist() == [[9.0, 7.0, 0.5, 5.0, 7.0]]
-    assert built.open_ts.tolist() == [START]
-    assert (built.bar_s, built.feed) == (300, "test")
-
-
-def test_a_coarse_bar_without_its_last_minute_is_a_gap():
-    kept = np.delete(np.arange(15), 9)
-    built = bars_from_minutes(bars_of(minutes(15)[kept], prices(15)[kept]), bar_s=300)
-    assert built.open_ts.tolist() == [START, START + 600]
-
-
-def test_columns_that_the_minutes_lack_stay_nan():
-    built = bars_from_minutes(bars_of(minutes(10), prices(10)), bar_s=300)
-    assert np.isnan([built.open, built.high, built.low, built.volume]).all()
-
-
-def test_no_minutes_give_no_bars():
-    assert len(bars_from_minutes(bars_of(minutes(0), prices(0)), bar_s=300)) == 0
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(0, 4))
-def test_coarse_bars_agree_with_a_slow_and_obvious_version(present, shift):
-    kept = np.flatnonzero(present) + shift
-    all_ts, all_close, volume = minutes(50), prices(50), np.arange(50.0)
-    bars = bars_of(all_ts[kept], all_close[kept], high=all_close[kept] + 1, volume=volume[kept])
-    expected = []
-    for slot in range(10):
-        rows = [row for row in kept if row // 5 == slot]
-        if 5 * slot + 4 in rows:
-            last = 5 * slot + 4
-            top = max(all_close[row] + 1 for row in rows)
-            total = sum(volume[row] for row in rows)
-            expected.append((all_ts[5 * slot], all_close[last], top, total))
-    built = bars_from_minutes(bars, bar_s=300)
-    found = zip(built.open_ts, built.close, built.high, built.volume, strict=True)
-    assert [tuple(map(float, row)) for row in found] == [tuple(map(float, row)) for row in expected]
-
-
-def test_a_truncated_history_builds_the_same_bars():
-    bars = bars_of(minutes(60), prices(60))
-    for now in range(START, START + 3601, 60):
-        known = bars_from_minutes(bars.between(None, now), bar_s=300)
-        whole = bars_from_minutes(bars, bar_s=300).between(None, now)
-        np.testing.assert_array_equal(known.open_ts, whole.open_ts)
-        np.testing.assert_array_equal(known.close, whole.close)
 
 
 # ---------------------------------------------------------------- opening a source

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bar_cleaning import bars_from_minutes
 from config import DAY_S, FREQUENCIES, Frequency
-from data_fetcher import SimulatedSource, bars_from_minutes
+from data_fetcher import SimulatedSource
 from domain import Bars, ForecastRequest
 from errors import ModelError
 from forecast_engine import draw, forecast

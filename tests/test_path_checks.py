@@ -6,8 +6,9 @@ from functools import cache
 import numpy as np
 import pytest
 
+from bar_cleaning import bars_from_minutes
 from config import Frequency, asset_spec, competition_like, protocol_profile
-from data_fetcher import ArchiveSource, bars_from_minutes
+from data_fetcher import ArchiveSource
 from domain import Bars, Diagnostics, Forecast, ForecastRequest, MarketHistory
 from path_checks import CheckResult, Verdict, check_forecast, check_level, spread_miss
 from realised_spread import measure, survey
