@@ -40,7 +40,9 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "path_checks",
     ),
     2: (
+        "clock",
         "state_store",
+        "ledger",
         "data_fetcher",
         "backtest_store",
         "model_store",

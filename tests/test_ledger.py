@@ -1,0 +1,302 @@
+"""The ledger on a real file: kept, scored, pruned, damaged, full, shared."""
+
+import logging
+import sqlite3
+import threading
+
+import numpy as np
+import pytest
+
+import ledger as ledger_module
+from answer_sketch import AnswerSketch, SketchScore
+from config import DAY_S, protocol_profile
+from domain import ForecastRequest
+from ledger import AnswerEntry, Ledger, PromptEntry
+from scoring import ScoreCard
+
+START = 1_766_102_700 // 60 * 60
+HOUR = protocol_profile("2026-09").competitions["crypto-1h"]
+
+
+def prompt(start=START, asset="BTC", **changes):
+    values = {
+        "at": start - 50.5,
+        "caller": "5Validator",
+        "transport": "axon",
+        "request": ForecastRequest(
+            asset=asset, start_ts=start, increment_s=60, length_s=3600, num_paths=100
+        ),
+        "origin": None,
+        "outcome": "computed",
+        "rung": "lightgbm",
+        "price_age_s": 7,
+        "ms": 41.5,
+        "size": 60_000,
+        "reason": None,
+    }
+    return PromptEntry(**(values | changes))
+
+
+def answer(seed=0):
+    steps = np.random.default_rng(seed).normal(0, 1e-3, (100, 61))
+    return AnswerEntry(
+        frequency="hf",
+        rung="lightgbm",
+        model_id="BTC-hf-1",
+        paths=98_000 * np.exp(np.cumsum(steps, axis=1)),
+        competition=HOUR,
+    )
+
+
+def score(total=500.0):
+    card = ScoreCard(total=total, by_interval={"1min": total})
+    return SketchScore(card=card, covered={"1min": (48, 60)})
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "state" / "ledger.sqlite3"
+
+
+@pytest.fixture
+def book(path):
+    with Ledger(path) as opened:
+        yield opened
+
+
+def test_what_was_answered_can_be_read_again(book):
+    book.keep(prompt())
+    book.keep(prompt(outcome="too_late", rung=None, price_age_s=None, reason="3 s are left."))
+    book.flush()
+    late, first = book.prompts(since=0)
+    assert first["asset"] == "BTC"
+    assert (first["caller"], first["rung"], first["ms"]) == ("5Validator", "lightgbm", 41.5)
+    assert (late["outcome"], late["reason"], late["rung"]) == ("too_late", "3 s are left.", None)
+    assert book.prompts(since=START) == []
+
+
+def test_an_answer_waits_for_its_outcome_and_then_holds_its_scores(book):
+    book.keep(prompt(), answer())
+    book.flush()
+    assert book.pending(START + 3599, limit=9) == []
+    (waiting,) = book.pending(START + 3600, limit=9)
+    assert waiting.request == prompt().request
+    realised = np.full(61, 98_000.0)
+    assert waiting.sketch.score(realised, HOUR).card.total > 0
+    book.save_scores([(waiting, score(), 510.0)], now=START + 4000)
+    assert book.pending(START + DAY_S, limit=9) == []
+    (scored,) = book.scored(START)
+    assert (scored.asset, scored.frequency, scored.rung) == ("BTC", "hf", "lightgbm")
+    assert (scored.score, scored.ewma_t) == (500.0, 510.0)
+    assert scored.covered == {"1min": (48, 60)}
+    assert book.scored(START + 1) == []
+
+
+def test_what_is_kept_survives_a_restart(path):
+    with Ledger(path) as book:
+        book.keep(prompt(), answer())
+    with Ledger(path) as book:
+        assert len(book.prompts(since=0)) == 1
+        assert len(book.pending(START + DAY_S, limit=9)) == 1
+
+
+def test_the_first_answer_to_a_prompt_is_the_one_that_counts(book):
+    for seed in (1, 2):
+        book.keep(prompt(), answer(seed))
+    book.flush()
+    (waiting,) = book.pending(START + DAY_S, limit=9)
+    realised = np.linspace(98_000, 98_100, 61)
+    first = AnswerSketch.of(answer(1).paths, HOUR, increment_s=60)
+    expected = first.score(realised, HOUR).card.total
+    assert waiting.sketch.score(realised, HOUR).card.total == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_earliest_come_first_and_no_more_than_asked_for(book):
+    for number in (2, 0, 1):
+        book.keep(prompt(START + 60 * number), answer())
+    book.flush()
+    starts = [entry.request.start_ts for entry in book.pending(START + DAY_S, limit=2)]
+    assert starts == [START, START + 60]
+
+
+def test_an_answer_given_up_is_neither_pending_nor_scored(book):
+    book.keep(prompt(), answer())
+    book.flush()
+    book.give_up(book.pending(START + DAY_S, limit=9), now=START + DAY_S)
+    assert book.pending(START + DAY_S, limit=9) == []
+    assert book.scored(0) == []
+
+
+def test_old_records_are_pruned(book):
+    month = ledger_module.KEPT_DAYS * DAY_S
+    for start in (START, START + DAY_S):
+        book.keep(prompt(start), answer())
+    book.flush()
+    book.prune(START + month + DAY_S / 2)
+    (kept,) = book.prompts(since=0)
+    assert kept["start_ts"] == START + DAY_S
+    assert len(book.pending(START + 9 * DAY_S, limit=9)) == 1
+
+
+def test_too_many_records_are_pruned_and_sketches_sooner(path, monkeypatch):
+    bounds = [
+        (statement, most)
+        for (statement, _), most in zip(ledger_module._BOUNDS, (4, 5, 2), strict=True)
+    ]
+    monkeypatch.setattr(ledger_module, "_BOUNDS", bounds)
+    with Ledger(path) as book:
+        for number in range(7):
+            book.keep(prompt(START + 60 * number), answer())
+        book.flush()
+        book.prune(START)
+        kept = [row["start_ts"] for row in book.prompts(since=0)]
+        assert kept == [START + 60 * number for number in (6, 5, 4, 3)]
+        waiting = [entry.request.start_ts for entry in book.pending(START + DAY_S, limit=9)]
+        assert waiting == [START + 300, START + 360]
+    with sqlite3.connect(path) as reader:
+        assert reader.execute("SELECT COUNT(*) FROM answers").fetchone() == (5,)
+    reader.close()
+
+
+def test_the_file_stays_small_when_answers_come_and_go(path):
+    with Ledger(path) as book:
+        sizes = []
+        for number in range(4):
+            for minute in range(40):
+                book.keep(prompt(START + 60 * (40 * number + minute)), answer())
+            book.flush()
+            book.save_scores(
+                ((entry, score(), 1.0) for entry in book.pending(START + DAY_S, limit=99)), START
+            )
+            with sqlite3.connect(path) as reader:
+                reader.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            reader.close()
+            sizes.append(path.stat().st_size)
+    assert sizes[-1] < 1.5 * sizes[0]
+
+
+# ---------------------------------------------------------------- things that go wrong
+
+
+@pytest.mark.parametrize(
+    "content", [b"this is no database, " * 500, b"SQLite format 3\0" + b"x" * 9000]
+)
+def test_a_damaged_file_is_set_aside_and_begun_anew(path, content, caplog):
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with Ledger(path) as book:
+        book.keep(prompt())
+        book.flush()
+        assert len(book.prompts(since=0)) == 1
+    (aside,) = path.parent.glob("*.damaged-*")
+    assert aside.read_bytes() == content
+    assert "set aside as" in caplog.text
+
+
+def test_a_file_of_a_later_version_is_set_aside(path, caplog):
+    Ledger(path).close()
+    with sqlite3.connect(path) as other:
+        other.execute("PRAGMA user_version = 99")
+    other.close()
+    with Ledger(path) as book:
+        assert book.prompts(since=0) == []
+    assert "schema 99" in caplog.text
+    assert list(path.parent.glob("*.damaged-*"))
+
+
+def test_a_file_damaged_while_it_is_open_costs_records_and_no_more(path):
+    with Ledger(path) as book:
+        for number in range(50):
+            book.keep(prompt(START + 60 * number), answer())
+        book.flush()
+        book._disconnect()  # so that nothing is read from memory
+        data = bytearray(path.read_bytes())
+        data[4096:] = b"\xff" * (len(data) - 4096)
+        path.write_bytes(data)
+        book.keep(prompt())
+        book.flush()
+        book.prompts(since=0)
+        book.keep(prompt())
+        book.flush()
+        assert book.prompts(since=0)
+
+
+def test_a_file_that_vanishes_is_made_again(path, book):
+    book.keep(prompt())
+    book.flush()
+    for part in path.parent.iterdir():
+        part.unlink()
+    book.keep(prompt(START + 60))
+    book.flush()
+    assert [row["start_ts"] for row in book.prompts(since=0)] == [START + 60]
+
+
+def test_a_place_that_cannot_be_written_costs_records_and_is_said_once(tmp_path, caplog):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    with caplog.at_level(logging.WARNING), Ledger(blocked / "ledger.sqlite3") as book:
+        for _ in range(3):
+            book.keep(prompt(), answer())
+            book.flush()
+        assert book.prompts(since=0) == []
+        assert book.pending(START + DAY_S, limit=9) == []
+        assert book.scored(0) == []
+        assert book.lost == 3
+        book.prune(START)
+    assert len(caplog.records) == 1
+    assert "answers go on without it" in caplog.text
+
+
+def test_a_record_never_waits_for_the_disk(path, caplog):
+    with Ledger(path) as book:
+        with book._lock:  # the disk hangs
+            for _ in range(3 * ledger_module.QUEUE_SIZE):
+                book.keep(prompt())
+        book.flush()
+        assert book.lost >= ledger_module.QUEUE_SIZE
+        assert len(book.prompts(since=0)) + book.lost == 3 * ledger_module.QUEUE_SIZE
+    assert "queue is full" in caplog.text
+
+
+def test_an_entry_that_cannot_be_digested_does_not_stop_the_thread(book, caplog):
+    broken = answer()
+    object.__setattr__(broken, "paths", np.zeros(3))
+    book.keep(prompt(), broken)
+    book.flush()
+    book.keep(prompt(START + 60))
+    book.flush()
+    assert [row["start_ts"] for row in book.prompts(since=0)] == [START + 60]
+    assert "entries lost" in caplog.text
+
+
+def test_a_sketch_that_cannot_be_read_is_left_out(path, book, caplog):
+    for number in range(2):
+        book.keep(prompt(START + 60 * number), answer())
+    book.flush()
+    with sqlite3.connect(path) as other:
+        other.execute("UPDATE answers SET sketch = x'00' WHERE start_ts = ?", (START,))
+    other.close()
+    for _ in range(2):
+        (waiting,) = book.pending(START + DAY_S, limit=9)
+        assert waiting.request.start_ts == START + 60
+    assert caplog.text.count("cannot be read") == 1
+
+
+def test_two_miners_may_write_the_same_file(path):
+    with Ledger(path) as one, Ledger(path) as other:
+
+        def write(book, begin):
+            for number in range(20):
+                book.keep(prompt(begin + 60 * number), answer())
+            book.flush()
+
+        threads = [
+            threading.Thread(target=write, args=(one, START)),
+            threading.Thread(target=write, args=(other, START + 60_000)),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert len(one.prompts(since=0)) == 40
+        assert one.lost == other.lost == 0
