@@ -132,6 +132,27 @@ class Venue(StrEnum):
     PYTH = "pyth"
 
 
+@dataclass(frozen=True, slots=True)
+class FeedSymbol:
+    """One symbol at one venue: a feed."""
+
+    venue: Venue
+    symbol: str  # as the venue spells it
+    same_price: bool = True  # False: it moves like the asset but costs something else
+
+    @property
+    def name(self) -> str:
+        """What bars and quotes of this feed are labelled with, e.g. "binance:BTCUSDT"."""
+        return f"{self.venue.value}:{self.symbol}"
+
+
+# How many bars of each length a venue keeps at all; the others keep years.
+VENUE_BARS_KEPT: Final[Mapping[Venue, int]] = MappingProxyType({Venue.HYPERLIQUID: 5000})
+
+# An anchor price older than this gives way to the next step of the ladder.
+ANCHOR_MAX_AGE_S: Final = 120
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssetSpec:
     """Fixed facts about one asset."""
@@ -144,6 +165,17 @@ class AssetSpec:
     pyth_id: str | None  # Hermes price-feed id, hex
     weight: float  # in the leaderboard average
     hourly_volatility: float  # prior: standard deviation of the one-hour return, as a fraction
+    # History from before the scored feed's first bar, and second opinions; best first.
+    backfill: tuple[FeedSymbol, ...] = ()
+
+    @property
+    def venue_feed(self) -> FeedSymbol:
+        """The feed of `venue`."""
+        return FeedSymbol(self.venue, self.venue_symbol)
+
+
+def _pyth(symbol: str | None, *, same_price: bool = True) -> tuple[FeedSymbol, ...]:
+    return (FeedSymbol(Venue.PYTH, symbol, same_price),) if symbol else ()
 
 
 def _crypto(
@@ -158,6 +190,7 @@ def _crypto(
         pyth_id=pyth_id,
         weight=weight,
         hourly_volatility=sigma,
+        backfill=_pyth(f"Crypto.{symbol}/USD"),
     )
 
 
@@ -168,6 +201,7 @@ def _perpetual(
     weight: float,
     sigma: float,
     pyth: tuple[str, str] | None = None,
+    backfill: tuple[FeedSymbol, ...] = (),
 ) -> AssetSpec:
     return AssetSpec(
         symbol=symbol,
@@ -178,6 +212,7 @@ def _perpetual(
         pyth_id=pyth[1] if pyth else None,
         weight=weight,
         hourly_volatility=sigma,
+        backfill=(*_pyth(pyth[0] if pyth else None), *backfill),
     )
 
 
@@ -224,6 +259,8 @@ _ASSETS: Final = (
             "Crypto.XAUT/USD",
             "44465e17d2e9d390e70c999d5a11fda4f092847fcd2e3e5aa089d96c98a30e67",
         ),
+        # Another gold token, traded since 2020.
+        backfill=(FeedSymbol(Venue.BINANCE, "PAXGUSDT"),),
     ),
     _perpetual(
         "WTIOIL",
@@ -236,7 +273,15 @@ _ASSETS: Final = (
             "67784f72e95ac01337edb7d7bd5bbd1c03669101b7068a620df228ed4e52ef14",
         ),
     ),
-    _perpetual("SP500", MarketHours.EQUITY, "xyz:SP500", 3.437935601155441, 0.00157),
+    _perpetual(
+        "SP500",
+        MarketHours.EQUITY,
+        "xyz:SP500",
+        3.437935601155441,
+        0.00157,
+        # A tenth of the index: its moves, not its price.
+        backfill=_pyth("Crypto.SPYX/USD", same_price=False),
+    ),
     AssetSpec(
         symbol="SPYX",
         hours=MarketHours.EQUITY,
@@ -348,6 +393,7 @@ class ProtocolProfile:
     miss_percentile: float  # of the field's scores, given for a miss
     cap_at_percentile: bool  # scores above it are capped there
     clip_at_median_multiple: float | None  # scores above it are clipped
+    scored_on: Venue | None = None  # the venue that scores every asset; None: each its own
 
 
 def _change(name: str, seconds: int) -> ScoringInterval:
@@ -473,6 +519,7 @@ PROTOCOL_PROFILES: Final[Mapping[str, ProtocolProfile]] = MappingProxyType(
             miss_percentile=90,
             cap_at_percentile=True,
             clip_at_median_multiple=None,
+            scored_on=Venue.PYTH,
         ),
     }
 )
@@ -505,9 +552,40 @@ def competition_like(profile: ProtocolProfile, asset: str, frequency: Frequency)
     )
 
 
-# ---------------------------------------------------------------- settings
+# ---------------------------------------------------------------- which feeds are read
 
 SourceName: TypeAlias = Literal["venue", "pyth", "archive", "simulated"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedPlan:
+    """Where the prices of one asset come from."""
+
+    asset: str
+    frequencies: tuple[Frequency, ...]  # that the profile asks of the asset
+    scored: FeedSymbol
+    others: tuple[FeedSymbol, ...]  # for history and second opinions, best first
+
+
+def feed_plans(source: SourceName, profile: ProtocolProfile) -> dict[str, FeedPlan]:
+    """What a live source reads for every asset that the profile asks, in the order of `ASSETS`.
+
+    `venue` follows the feed that the profile scores, `pyth` reads Pyth alone and
+    leaves out what Pyth does not know.
+    """
+    everywhere = Venue.PYTH if source == "pyth" else profile.scored_on
+    plans = {}
+    for asset, spec in ASSETS.items():
+        asked = tuple(entry for entry in Frequency if scoring_competition(profile, asset, entry))
+        known = (spec.venue_feed, *(feed for feed in spec.backfill if feed != spec.venue_feed))
+        fit = [feed for feed in known if everywhere in (None, feed.venue) and feed.same_price]
+        if asked and fit:
+            others = () if source == "pyth" else tuple(feed for feed in known if feed != fit[0])
+            plans[asset] = FeedPlan(asset=asset, frequencies=asked, scored=fit[0], others=others)
+    return plans
+
+
+# ---------------------------------------------------------------- settings
 
 ENVIRONMENT_PREFIX: Final = "LGBM_MINER_"
 DEFAULT_CONFIG_FILE: Final = Path("miner.toml")
@@ -525,7 +603,9 @@ class Settings:
     model_dir: Path = Path("models")
     profile: str = "2026-09"
     seed: int = 0
-    days: float = HISTORY_DAYS  # of history used in training
+    days: float = HISTORY_DAYS  # of history that is collected and used in training
+    memory_days: int = 62  # of bars that the running miner keeps in memory, live sources only
+    rehearsal: str | None = None  # START@ORIGIN×SPEED: the market's clock, see clock.py
     jobs: int = field(default_factory=lambda: os.cpu_count() or 1)  # training processes
     host: str = "127.0.0.1"
     port: int = 8091
@@ -536,6 +616,8 @@ class Settings:
         _within("port", self.port, 0, 65_535)
         _within("jobs", self.jobs, 1, 256)
         _within("days", self.days, 1, 3_650)
+        # States reach back eleven days; the ladder's clock learns from sixty.
+        _within("memory_days", self.memory_days, 15, 3_650)
         _within("seed", self.seed, 0, 2**32 - 1)
 
 

@@ -15,8 +15,10 @@ from config import (
     Frequency,
     IntervalKind,
     Settings,
+    Venue,
     asset_spec,
     competition_like,
+    feed_plans,
     load_settings,
     protocol_profile,
     scoring_competition,
@@ -274,3 +276,33 @@ def test_feed_identifiers_are_distinct_hexadecimal_numbers():
 
 def test_every_setting_has_a_default():
     assert Settings() == Settings(**{f.name: getattr(Settings(), f.name) for f in fields(Settings)})
+
+
+# ---------------------------------------------------------------- which feeds are read
+
+
+def test_the_venue_source_reads_the_feed_that_the_profile_scores():
+    now, before = (feed_plans("venue", protocol_profile(name)) for name in ("2026-09", "2026-05"))
+    assert now["BTC"].scored.name == "binance:BTCUSDT"
+    assert now["XAU"].scored.name == "hyperliquid:xyz:GOLD"
+    assert [feed.name for feed in now["XAU"].others] == ["pyth:Crypto.XAUT/USD", "binance:PAXGUSDT"]
+    assert before["XAU"].scored.name == "pyth:Crypto.XAUT/USD"
+    assert {plan.scored.venue for plan in before.values()} == {Venue.PYTH}
+
+
+def test_a_plan_is_made_for_exactly_what_the_profile_asks():
+    for profile in PROTOCOL_PROFILES.values():
+        asked = {
+            (asset, entry.frequency)
+            for entry in profile.competitions.values()
+            for asset in entry.assets
+        }
+        plans = feed_plans("venue", profile)
+        assert {(p.asset, f) for p in plans.values() for f in p.frequencies} == asked
+
+
+def test_the_pyth_source_reads_pyth_alone_and_leaves_out_what_pyth_does_not_price():
+    plans = feed_plans("pyth", protocol_profile("2026-09"))
+    assert {plan.scored.venue for plan in plans.values()} == {Venue.PYTH}
+    assert {plan.others for plan in plans.values()} == {()}
+    assert {"SP500", "SPCX"}.isdisjoint(plans)  # SPYX moves like SP500, at a tenth of its price
