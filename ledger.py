@@ -272,10 +272,16 @@ class Ledger:
 
     # -- reading
 
-    def pending(self, ended_by: float, limit: int) -> list[PendingAnswer]:
+    def pending_pairs(self, ended_by: float) -> list[tuple[str, str]]:
+        """Assets and frequencies with unscored answers whose horizon ended by then, sorted."""
+        return [(row["asset"], row["frequency"]) for row in self._select(_PAIRS, (ended_by,))]
+
+    def pending(
+        self, asset: str, frequency: str, ended_by: float, limit: int
+    ) -> list[PendingAnswer]:
         """Up to `limit` unscored answers whose horizon ended by then, the earliest first."""
         found = []
-        for row in self._select(_PENDING, (ended_by, limit)):
+        for row in self._select(_PENDING, (asset, frequency, ended_by, limit)):
             try:
                 found.append(_pending_answer(row))
             except DataError as error:
@@ -292,7 +298,7 @@ class Ledger:
         statement = "SELECT * FROM prompts WHERE at >= ? ORDER BY at DESC, id DESC"
         return [dict(row) for row in self._select(statement, (since,))]
 
-    def _select(self, statement: str, values: tuple[float, ...]) -> list[sqlite3.Row]:
+    def _select(self, statement: str, values: tuple[object, ...]) -> list[sqlite3.Row]:
         nothing: list[sqlite3.Row] = []
         return self._run(lambda opened: opened.execute(statement, values).fetchall(), nothing)
 
@@ -404,8 +410,13 @@ UPDATE answers SET scored_at = ?, score = ?, ewma_t = ?, intervals = ?, covered 
 WHERE id = ?
 """
 _GIVE_UP: Final = "UPDATE answers SET scored_at = ?, sketch = NULL WHERE id = ?"
+_PAIRS: Final = """
+SELECT DISTINCT asset, frequency FROM answers WHERE sketch IS NOT NULL AND start_ts + length_s <= ?
+ORDER BY asset, frequency
+"""
 _PENDING: Final = """
-SELECT * FROM answers WHERE sketch IS NOT NULL AND start_ts + length_s <= ?
+SELECT * FROM answers
+WHERE sketch IS NOT NULL AND asset = ? AND frequency = ? AND start_ts + length_s <= ?
 ORDER BY start_ts + length_s LIMIT ?
 """
 _SCORED: Final = "SELECT * FROM answers WHERE score IS NOT NULL AND start_ts >= ? ORDER BY start_ts"

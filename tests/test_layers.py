@@ -49,8 +49,16 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "lgbm_predictor",
         "lgbm_trainer",
     ),
-    3: ("market_view", "forecast_engine", "replay", "walk_forward", "attribution"),
-    4: ("answer_desk", "http_service", "console", "backtest_tables", "plots", "report"),
+    3: ("market_view", "forecast_engine", "replay", "walk_forward", "attribution", "own_scores"),
+    4: (
+        "answer_desk",
+        "record_keeping",
+        "http_service",
+        "console",
+        "backtest_tables",
+        "plots",
+        "report",
+    ),
     5: ("train_models", "miner", "test_miner", "backtest", "import_bars", "demo"),
 }
 
@@ -104,6 +112,11 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"forecast_engine", "market_view"}),
         "a replay runs what answers live",
     ),
+    "own_scores": (
+        frozenset({"forecast_engine", "replay"}),
+        "live answers are scored as replayed ones are",
+    ),
+    "record_keeping": (frozenset({"answer_desk"}), "it keeps what the desk tells"),
     "attribution": (
         frozenset({"forecast_engine", "market_view"}),
         "parts are replaced in the forecasts that answer live",

@@ -78,13 +78,13 @@ def test_what_was_answered_can_be_read_again(book):
 def test_an_answer_waits_for_its_outcome_and_then_holds_its_scores(book):
     book.keep(prompt(), answer())
     book.flush()
-    assert book.pending(START + 3599, limit=9) == []
-    (waiting,) = book.pending(START + 3600, limit=9)
+    assert book.pending("BTC", "hf", START + 3599, limit=9) == []
+    (waiting,) = book.pending("BTC", "hf", START + 3600, limit=9)
     assert waiting.request == prompt().request
     realised = np.full(61, 98_000.0)
     assert waiting.sketch.score(realised, HOUR).card.total > 0
     book.save_scores([(waiting, score(), 510.0)], now=START + 4000)
-    assert book.pending(START + DAY_S, limit=9) == []
+    assert book.pending("BTC", "hf", START + DAY_S, limit=9) == []
     (scored,) = book.scored(START)
     assert (scored.asset, scored.frequency, scored.rung) == ("BTC", "hf", "lightgbm")
     assert (scored.score, scored.ewma_t) == (500.0, 510.0)
@@ -97,14 +97,14 @@ def test_what_is_kept_survives_a_restart(path):
         book.keep(prompt(), answer())
     with Ledger(path) as book:
         assert len(book.prompts(since=0)) == 1
-        assert len(book.pending(START + DAY_S, limit=9)) == 1
+        assert len(book.pending("BTC", "hf", START + DAY_S, limit=9)) == 1
 
 
 def test_the_first_answer_to_a_prompt_is_the_one_that_counts(book):
     for seed in (1, 2):
         book.keep(prompt(), answer(seed))
     book.flush()
-    (waiting,) = book.pending(START + DAY_S, limit=9)
+    (waiting,) = book.pending("BTC", "hf", START + DAY_S, limit=9)
     realised = np.linspace(98_000, 98_100, 61)
     first = AnswerSketch.of(answer(1).paths, HOUR, increment_s=60)
     expected = first.score(realised, HOUR).card.total
@@ -115,15 +115,24 @@ def test_the_earliest_come_first_and_no_more_than_asked_for(book):
     for number in (2, 0, 1):
         book.keep(prompt(START + 60 * number), answer())
     book.flush()
-    starts = [entry.request.start_ts for entry in book.pending(START + DAY_S, limit=2)]
+    starts = [entry.request.start_ts for entry in book.pending("BTC", "hf", START + DAY_S, limit=2)]
     assert starts == [START, START + 60]
+
+
+def test_pairs_that_wait_are_named(book):
+    for asset in ("ETH", "BTC"):
+        for number in range(2):
+            book.keep(prompt(START + 60 * number, asset=asset), answer())
+    book.flush()
+    assert book.pending_pairs(START + 3599) == []
+    assert book.pending_pairs(START + 3600) == [("BTC", "hf"), ("ETH", "hf")]
 
 
 def test_an_answer_given_up_is_neither_pending_nor_scored(book):
     book.keep(prompt(), answer())
     book.flush()
-    book.give_up(book.pending(START + DAY_S, limit=9), now=START + DAY_S)
-    assert book.pending(START + DAY_S, limit=9) == []
+    book.give_up(book.pending("BTC", "hf", START + DAY_S, limit=9), now=START + DAY_S)
+    assert book.pending("BTC", "hf", START + DAY_S, limit=9) == []
     assert book.scored(0) == []
 
 
@@ -135,7 +144,7 @@ def test_old_records_are_pruned(book):
     book.prune(START + month + DAY_S / 2)
     (kept,) = book.prompts(since=0)
     assert kept["start_ts"] == START + DAY_S
-    assert len(book.pending(START + 9 * DAY_S, limit=9)) == 1
+    assert len(book.pending("BTC", "hf", START + 9 * DAY_S, limit=9)) == 1
 
 
 def test_too_many_records_are_pruned_and_sketches_sooner(path, monkeypatch):
@@ -151,7 +160,9 @@ def test_too_many_records_are_pruned_and_sketches_sooner(path, monkeypatch):
         book.prune(START)
         kept = [row["start_ts"] for row in book.prompts(since=0)]
         assert kept == [START + 60 * number for number in (6, 5, 4, 3)]
-        waiting = [entry.request.start_ts for entry in book.pending(START + DAY_S, limit=9)]
+        waiting = [
+            entry.request.start_ts for entry in book.pending("BTC", "hf", START + DAY_S, limit=9)
+        ]
         assert waiting == [START + 300, START + 360]
     with sqlite3.connect(path) as reader:
         assert reader.execute("SELECT COUNT(*) FROM answers").fetchone() == (5,)
@@ -166,7 +177,11 @@ def test_the_file_stays_small_when_answers_come_and_go(path):
                 book.keep(prompt(START + 60 * (40 * number + minute)), answer())
             book.flush()
             book.save_scores(
-                ((entry, score(), 1.0) for entry in book.pending(START + DAY_S, limit=99)), START
+                (
+                    (entry, score(), 1.0)
+                    for entry in book.pending("BTC", "hf", START + DAY_S, limit=99)
+                ),
+                START,
             )
             with sqlite3.connect(path) as reader:
                 reader.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -239,7 +254,7 @@ def test_a_place_that_cannot_be_written_costs_records_and_is_said_once(tmp_path,
             book.keep(prompt(), answer())
             book.flush()
         assert book.prompts(since=0) == []
-        assert book.pending(START + DAY_S, limit=9) == []
+        assert book.pending("BTC", "hf", START + DAY_S, limit=9) == []
         assert book.scored(0) == []
         assert book.lost == 3
         book.prune(START)
@@ -277,7 +292,7 @@ def test_a_sketch_that_cannot_be_read_is_left_out(path, book, caplog):
         other.execute("UPDATE answers SET sketch = x'00' WHERE start_ts = ?", (START,))
     other.close()
     for _ in range(2):
-        (waiting,) = book.pending(START + DAY_S, limit=9)
+        (waiting,) = book.pending("BTC", "hf", START + DAY_S, limit=9)
         assert waiting.request.start_ts == START + 60
     assert caplog.text.count("cannot be read") == 1
 

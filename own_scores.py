@@ -1,0 +1,194 @@
+"""How our own answers came out: against what happened, and against `ewma_t`.
+
+Answers wait in the ledger as sketches. Once the last price of a prompt is known,
+the validator's score is told from the sketch, and the yardstick `ewma_t` answers
+the same prompt from what was known then, scored by way of a sketch too: what a
+sketch leaves out, it leaves out on both sides.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Final, Protocol, TypeAlias
+
+import numpy as np
+
+from answer_sketch import AnswerSketch, SketchScore
+from baselines import EwmaStudentT
+from config import (
+    DAY_S,
+    FREQUENCIES,
+    Competition,
+    Frequency,
+    ProtocolProfile,
+    competition_like,
+)
+from domain import ForecastRequest, MarketHistory
+from errors import DataError, UnknownAsset
+from forecast_engine import request_frequency, request_rng
+from ledger import Ledger, PendingAnswer, ScoredAnswer
+from replay import MINIMUM_REALISED, known_at_prompt, realised_path
+
+LATE_BARS_S: Final = 120  # the last bar may come so late, or be corrected
+GIVE_UP_S: Final = 2 * DAY_S  # what is not known by then never will be
+MOST_AT_ONCE: Final = 100  # answers per pair and call: a slow machine does other things too
+CAP_DAYS: Final = 60.0  # of bars that the yardstick learns its cap from
+
+Pair: TypeAlias = tuple[str, Frequency]
+
+
+class Histories(Protocol):
+    """Where the realised prices come from; a forecast engine is one."""
+
+    def history(self, asset: str, frequency: Frequency) -> MarketHistory:
+        """All bars held for the pair. Raises: UnknownAsset."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnScore:
+    """Our answers of one asset at one frequency over some days."""
+
+    answers: int
+    score: float  # mean in bp, lower is better
+    ewma_t: float  # the yardstick's mean on the same prompts
+    covered: float  # share of outcomes inside the central 80 %, over all that is scored
+    covered_by_interval: dict[str, float]  # NaN where nothing was known
+    course: tuple[tuple[int, float, float], ...]  # start, score, ewma_t; in time order
+
+    @property
+    def ratio(self) -> float:
+        """Our mean score over that of `ewma_t`: below 1 is better than it."""
+        return self.score / self.ewma_t if self.ewma_t else np.nan
+
+
+def scored_by(profile: ProtocolProfile, request: ForecastRequest) -> Competition | None:
+    """The competition whose intervals score a request; None for one that no validator sends.
+
+    An asset outside all competitions is scored as its neighbours are.
+    """
+    spec = FREQUENCIES[request_frequency(request)]
+    usual = (spec.prompt_increment_s, spec.prompt_length_s)
+    if (request.increment_s, request.length_s) != usual:
+        return None
+    return competition_like(profile, request.asset, spec.frequency)
+
+
+def score_matured(
+    ledger: Ledger, histories: Histories, now: float, profile: ProtocolProfile, *, seed: int = 0
+) -> int:
+    """Score kept answers whose outcome is known by `now`; returns how many were.
+
+    An answer waits for its last bar until none can be expected any more; then it is
+    scored by what is known, or given up if that is next to nothing. One asset that
+    gets no bars holds up no other.
+    """
+    scored = 0
+    for asset, name in ledger.pending_pairs(now - LATE_BARS_S):
+        try:
+            history = histories.history(asset, Frequency(name))
+        except UnknownAsset:
+            ledger.give_up(ledger.pending(asset, name, now - GIVE_UP_S, MOST_AT_ONCE), now)
+            continue
+        ended_by = max(min(now - LATE_BARS_S, _known_until(history)), now - GIVE_UP_S)
+        answers = ledger.pending(asset, name, ended_by, MOST_AT_ONCE)
+        scored += _score_all(ledger, answers, history, now, profile, seed)
+    return scored
+
+
+def _known_until(history: MarketHistory) -> float:
+    """Until which grid time realised prices are known."""
+    bars = history.price_bars
+    return bars.end_ts - history.scored_lag_s if len(bars) else -np.inf
+
+
+def _score_all(
+    ledger: Ledger,
+    answers: Sequence[PendingAnswer],
+    history: MarketHistory,
+    now: float,
+    profile: ProtocolProfile,
+    seed: int,
+) -> int:
+    """Score answers of one pair whose outcome is as known as it will ever be."""
+    if not answers:
+        return 0
+    scored = []
+    hopeless = []
+    yardstick: EwmaStudentT | None = None
+    for answer in answers:
+        try:
+            yardstick = yardstick or _yardstick(history)
+            ours, theirs = _scores(answer, history, yardstick, profile, seed)
+        except DataError:
+            hopeless.append(answer)
+        else:
+            scored.append((answer, ours, theirs.card.total))
+    ledger.save_scores(scored, now)
+    ledger.give_up(hopeless, now)
+    return len(scored)
+
+
+def _yardstick(history: MarketHistory) -> EwmaStudentT:
+    """Raises: DataError if there are no returns to learn from."""
+    recent = history.bars.between(int(history.bars.end_ts - CAP_DAYS * DAY_S), None)
+    if len(recent) < 2:
+        raise DataError(f"{history.asset}: too few bars for a yardstick; collect some first.")
+    return EwmaStudentT.fit(replace(history, bars=recent))
+
+
+def _scores(
+    answer: PendingAnswer,
+    history: MarketHistory,
+    yardstick: EwmaStudentT,
+    profile: ProtocolProfile,
+    seed: int,
+) -> tuple[SketchScore, SketchScore]:
+    """Of the answer and of `ewma_t`. Raises: DataError if it cannot be scored."""
+    request = answer.request
+    competition = scored_by(profile, request)
+    realised = realised_path(history, request)
+    known = known_at_prompt(history, request.start_ts)
+    if (
+        competition is None
+        or np.isfinite(realised).mean() < MINIMUM_REALISED
+        or len(known.bars) < 2
+    ):
+        raise DataError(f"{request.asset}: next to nothing is known of the prompt's outcome.")
+    paths = yardstick.paths(request, known, request_rng(seed, request))
+    baseline = AnswerSketch.of(paths, competition, increment_s=request.increment_s)
+    return answer.sketch.score(realised, competition), baseline.score(realised, competition)
+
+
+# ---------------------------------------------------------------- summary
+
+
+def summarise(ledger: Ledger, now: float, days: float) -> dict[Pair, OwnScore]:
+    """What the scored answers to prompts of the last `days` say, by asset and frequency."""
+    found = sorted(ledger.scored(now - days * DAY_S), key=_pair_of)
+    return {pair: _summary(list(answers)) for pair, answers in groupby(found, key=_pair_of)}
+
+
+def _pair_of(answer: ScoredAnswer) -> Pair:
+    return answer.asset, Frequency(answer.frequency)
+
+
+def _summary(answers: Sequence[ScoredAnswer]) -> OwnScore:
+    inside: Counter[str] = Counter()
+    known: Counter[str] = Counter()
+    for answer in answers:
+        for name, (covered, of) in answer.covered.items():
+            inside[name] += covered
+            known[name] += of
+    return OwnScore(
+        answers=len(answers),
+        score=float(np.mean([answer.score for answer in answers])),
+        ewma_t=float(np.mean([answer.ewma_t for answer in answers])),
+        covered=_share(inside.total(), known.total()),
+        covered_by_interval={name: _share(inside[name], known[name]) for name in known},
+        course=tuple((answer.start_ts, answer.score, answer.ewma_t) for answer in answers),
+    )
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else np.nan
