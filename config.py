@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias
+from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -567,6 +568,13 @@ class FeedPlan:
     others: tuple[FeedSymbol, ...]  # for history and second opinions, best first
 
 
+def known_feed(venue: str, asset: str) -> FeedSymbol | None:
+    """The feed of an asset at a venue, if `ASSETS` names one."""
+    spec = ASSETS.get(asset)
+    feeds = (spec.venue_feed, *spec.backfill) if spec else ()
+    return next((feed for feed in feeds if feed.venue.value == venue), None)
+
+
 def feed_plans(source: SourceName, profile: ProtocolProfile) -> dict[str, FeedPlan]:
     """What a live source reads for every asset that the profile asks, in the order of `ASSETS`.
 
@@ -583,6 +591,62 @@ def feed_plans(source: SourceName, profile: ProtocolProfile) -> dict[str, FeedPl
             others = () if source == "pyth" else tuple(feed for feed in known if feed != fit[0])
             plans[asset] = FeedPlan(asset=asset, frequencies=asked, scored=fit[0], others=others)
     return plans
+
+
+# ---------------------------------------------------------------- hosts of the feeds
+
+
+class FeedHost(StrEnum):
+    """A host that feeds are read from; `<value>_url` is the setting of its address."""
+
+    BINANCE = "binance"
+    HYPERLIQUID = "hyperliquid"
+    PYTH_HISTORY = "pyth_history"
+    PYTH_ROUTER = "pyth_router"  # the same history; asked when PYTH_HISTORY fails
+    PYTH_LATEST = "pyth_latest"
+
+
+@dataclass(frozen=True, slots=True)
+class HostLimit:
+    """How much a host answers: calls of this weight in any `window_s` seconds."""
+
+    weight: int
+    window_s: float
+
+
+# Sources: the venues' public documentation, autumn 2026.
+HOST_LIMITS: Final[Mapping[FeedHost, HostLimit]] = MappingProxyType(
+    {
+        FeedHost.BINANCE: HostLimit(6000, 60),
+        FeedHost.HYPERLIQUID: HostLimit(1200, 60),
+        FeedHost.PYTH_HISTORY: HostLimit(90, 10),
+        FeedHost.PYTH_ROUTER: HostLimit(90, 10),
+        FeedHost.PYTH_LATEST: HostLimit(30, 10),
+    }
+)
+
+# The most candles that one call gives. Pyth refuses more than about 10,000.
+CANDLES_PER_CALL: Final[Mapping[Venue, int]] = MappingProxyType(
+    {Venue.BINANCE: 1000, Venue.HYPERLIQUID: 5000, Venue.PYTH: 8000}
+)
+
+# Serves the same candles from countries that Binance's first host refuses.
+BINANCE_OPEN_HOST: Final = "https://data-api.binance.vision"
+BINANCE_HOST_VARIABLE: Final = "BINANCE_API_HOST"  # operators' files already set it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpPolicy:
+    """How patient a client of a host is. Durations in real seconds."""
+
+    connect_s: float = 4
+    read_s: float = 8  # until the head of an answer is there, and between pieces of its body
+    attempt_s: float = 20  # for one whole answer, however slowly it drips in
+    attempts: int = 4
+    budget_s: float = 60  # for all attempts and the waits between them
+    first_wait_s: float = 0.5  # before the second attempt; doubles, with jitter
+    longest_wait_s: float = 8
+    max_bytes: int = 16 * 2**20  # of an answer, unpacked
 
 
 # ---------------------------------------------------------------- settings
@@ -607,6 +671,11 @@ class Settings:
     memory_days: int = 62  # of bars that the running miner keeps in memory, live sources only
     rehearsal: str | None = None  # START@ORIGIN×SPEED: the market's clock, see clock.py
     jobs: int = field(default_factory=lambda: os.cpu_count() or 1)  # training processes
+    binance_url: str = "https://api.binance.com"  # BINANCE_API_HOST sets it as well
+    hyperliquid_url: str = "https://api.hyperliquid.xyz"
+    pyth_history_url: str = "https://benchmarks.pyth.network/v1/shims/tradingview"
+    pyth_router_url: str = "https://pyth.dourolabs.app/v1/fixed_rate@200ms"
+    pyth_latest_url: str = "https://hermes.pyth.network"
     host: str = "127.0.0.1"
     port: int = 8091
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -619,11 +688,26 @@ class Settings:
         # States reach back eleven days; the ladder's clock learns from sixty.
         _within("memory_days", self.memory_days, 15, 3_650)
         _within("seed", self.seed, 0, 2**32 - 1)
+        for host in FeedHost:
+            _is_address(f"{host.value}_url", self.feed_url(host))
+
+    def feed_url(self, host: FeedHost) -> str:
+        """The base address of a host of the feeds."""
+        return str(getattr(self, f"{host.value}_url"))
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ConfigError(f"{name}={value} is out of range; use {low} to {high}.")
+
+
+def _is_address(name: str, url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ConfigError(
+            f"{name}={url!r} is not the base address of a host; write one such as "
+            "https://api.example.com."
+        )
 
 
 def load_settings(
@@ -633,7 +717,9 @@ def load_settings(
 ) -> Settings:
     """Merge defaults, TOML file, environment and flags (None: not given).
 
-    Without `file`, `miner.toml` of the working directory is read if it exists.
+    Of variables without our prefix, BINANCE_API_HOST alone is read, with or
+    without its "https://"; LGBM_MINER_BINANCE_URL wins over it. Without `file`,
+    `miner.toml` of the working directory is read if it exists.
     Raises: ConfigError for an unreadable file, an unknown key or a bad value.
     """
     merged: dict[str, Any] = _read_toml(file)
@@ -663,7 +749,9 @@ def _read_toml(file: Path | None) -> dict[str, Any]:
 
 
 def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    return {
+    host = environment.get(BINANCE_HOST_VARIABLE)
+    shared = {"binance_url": host if "://" in host else f"https://{host}"} if host else {}
+    return shared | {
         key.removeprefix(ENVIRONMENT_PREFIX).lower(): value
         for key, value in environment.items()
         if key.startswith(ENVIRONMENT_PREFIX)

@@ -4,6 +4,14 @@
     ├── ConfigError               settings, environment, flags
     ├── DataError                 bars that cannot be used
     │   ├── SourceUnavailable     a feed or folder cannot be reached
+    │   │   ├── FeedUnreachable   no connection, or it broke off
+    │   │   ├── FeedTimeout       no answer, or not all of it, in time
+    │   │   ├── FeedFailed        the host reports a fault of its own (5xx)
+    │   │   ├── RateLimited       the host wants fewer calls; knows how long to wait
+    │   │   └── FeedRefused       the host will not answer this call, however often
+    │   │       └── CountryBlocked
+    │   ├── BadAnswer             a feed's answer is not of the agreed form
+    │   │   └── GarbledAnswer     not even readable: cut off, broken, no JSON
     │   └── InsufficientHistory   too few bars for what was asked
     ├── RequestError              a prompt that cannot be answered as asked
     │   ├── UnknownAsset
@@ -13,6 +21,10 @@
     ├── StateError                a state file that is damaged or does not fit
     ├── BusyError                 another process holds the directory
     ├── Overloaded                more requests wait than can be served
+    ├── CallerRefused             a caller that is not answered
+    │   ├── NotVerified           who asks, or when, is not proven
+    │   └── NotAllowed            proven, but not one of those who may ask
+    ├── ChainUnavailable          the chain cannot be read, now or ever yet
     └── InvalidAnswer             our own answer breaks the validator's rules
 
 Scripts turn a `MinerError` into one line on stderr and a non-zero exit code.
@@ -34,6 +46,42 @@ class DataError(MinerError):
 
 class SourceUnavailable(DataError):
     """A feed or archive folder cannot be reached."""
+
+
+class FeedUnreachable(SourceUnavailable):
+    """There is no connection to a feed's host, or it broke off."""
+
+
+class FeedTimeout(SourceUnavailable):
+    """A feed's host did not answer, or not to the end, in time."""
+
+
+class FeedFailed(SourceUnavailable):
+    """A feed's host reports a fault of its own (HTTP 5xx)."""
+
+
+class RateLimited(SourceUnavailable):
+    """A feed's host wants fewer calls."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s  # as the host says, real seconds
+
+
+class FeedRefused(SourceUnavailable):
+    """A feed's host will not answer this call; trying again changes nothing."""
+
+
+class CountryBlocked(FeedRefused):
+    """A feed's host does not serve this country (HTTP 451)."""
+
+
+class BadAnswer(DataError):
+    """A feed's answer is not of the agreed form."""
+
+
+class GarbledAnswer(BadAnswer):
+    """A feed's answer cannot be read at all; another try may give a whole one."""
 
 
 class InsufficientHistory(DataError):
@@ -70,6 +118,22 @@ class BusyError(MinerError):
 
 class Overloaded(MinerError):
     """More requests of at least this priority are waiting than can be served."""
+
+
+class CallerRefused(MinerError):
+    """A caller that is not answered, whatever it asks."""
+
+
+class NotVerified(CallerRefused):
+    """The request does not prove who sent it, to whom, and when."""
+
+
+class NotAllowed(CallerRefused):
+    """The caller is who it says, but not one of those who may ask."""
+
+
+class ChainUnavailable(MinerError):
+    """The chain cannot be reached, or has not been read yet."""
 
 
 class InvalidAnswer(MinerError):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 
 import lgbm_trainer
 import path_fitting
-from config import DAY_S, ENVIRONMENT_PREFIX, Frequency, protocol_profile
+from config import BINANCE_HOST_VARIABLE, DAY_S, ENVIRONMENT_PREFIX, Frequency, protocol_profile
 from data_fetcher import ArchiveSource, SimulatedSource
 from domain import Bars
 from lgbm_trainer import TrainingResult
@@ -54,6 +54,7 @@ def _clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     """No setting of the developer's leaks in, and nothing is written beside the code."""
     for name in [name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX)]:
         monkeypatch.delenv(name)
+    monkeypatch.delenv(BINANCE_HOST_VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
 
 

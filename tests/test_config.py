@@ -11,7 +11,9 @@ import config
 from config import (
     ASSETS,
     FREQUENCIES,
+    HOST_LIMITS,
     PROTOCOL_PROFILES,
+    FeedHost,
     Frequency,
     IntervalKind,
     Settings,
@@ -85,6 +87,27 @@ def test_a_bad_setting_is_refused_in_one_sentence(text, sentence):
 def test_a_bad_setting_of_the_environment_is_refused_as_well():
     with pytest.raises(ConfigError, match="setting 'sede' is unknown"):
         load_settings(environment={"LGBM_MINER_SEDE": "1"})
+
+
+@pytest.mark.parametrize("host", ["data-api.binance.vision", "https://data-api.binance.vision"])
+def test_the_binance_host_that_operators_already_set_is_honoured(host):
+    environment = {"BINANCE_API_HOST": host}
+    settings = load_settings(toml("binance_url = 'https://other.example'"), environment)
+    assert settings.feed_url(FeedHost.BINANCE) == "https://data-api.binance.vision"
+    environment["LGBM_MINER_BINANCE_URL"] = "http://127.0.0.1:9"
+    assert load_settings(environment=environment).binance_url == "http://127.0.0.1:9"
+
+
+def test_every_host_has_an_address_and_a_limit():
+    for host in FeedHost:
+        assert Settings().feed_url(host).startswith("https://")
+        assert HOST_LIMITS[host].weight > 0
+
+
+@pytest.mark.parametrize("url", ["", "api.example.com", "ftp://x", "https://", "https://x?y=1"])
+def test_an_address_that_is_none_is_refused(url):
+    with pytest.raises(ConfigError, match=r"hyperliquid_url=.* is not the base address"):
+        Settings(hyperliquid_url=url)
 
 
 def test_a_named_settings_file_that_is_missing_is_refused():
