@@ -48,6 +48,7 @@ $(RUN_STAMP): requirements.txt | $(BIN)/python
 	$(PIP) -r requirements.txt
 	@touch $@
 
-$(DEV_STAMP): requirements.txt requirements-dev.txt | $(BIN)/python
-	$(PIP) -r requirements-dev.txt
+# The axon's requirements too, so that its tests never skip.
+$(DEV_STAMP): requirements.txt requirements-dev.txt requirements-axon.txt | $(BIN)/python
+	$(PIP) -r requirements-dev.txt -r requirements-axon.txt
 	@touch $(RUN_STAMP) $@

@@ -34,6 +34,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "garch_baseline",
         "market_baselines",
         "wire_format",
+        "caller_rules",
         "bar_cleaning",
         "simulated_market",
         "realised_spread",
@@ -42,6 +43,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     2: (
         "clock",
         "state_store",
+        "chain",
         "ledger",
         "data_fetcher",
         "backtest_store",
@@ -53,6 +55,9 @@ LAYERS: dict[int, tuple[str, ...]] = {
     4: (
         "answer_desk",
         "record_keeping",
+        "operator_flags",
+        "axon_gate",
+        "axon_adapter",
         "http_service",
         "console",
         "backtest_tables",
@@ -103,6 +108,12 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
     "path_checks": (
         frozenset({"realised_spread", "wire_format"}),
         "the yardstick of spreads, the digit rules of answers",
+    ),
+    "chain": (frozenset({"state_store"}), "what it last knew survives a restart"),
+    "axon_gate": (frozenset({"answer_desk"}), "a refusal has one status on every transport"),
+    "axon_adapter": (
+        frozenset({"answer_desk", "axon_gate", "operator_flags"}),
+        "it puts the gate before bittensor's axon, as the flags say",
     ),
     "backtest_store": (frozenset({"state_store"}), "both write files that survive crashes"),
     "model_store": (frozenset({"state_store"}), "both write files that survive crashes"),
@@ -231,6 +242,11 @@ def test_only_plots_imports_matplotlib_and_only_inside_functions():
         functions = (ast.FunctionDef, ast.AsyncFunctionDef)
         outside = [node for node in tree(module).body if not isinstance(node, functions)]
         assert "matplotlib" not in set(chain.from_iterable(map(imported, outside)))
+
+
+def test_only_the_axon_adapter_imports_bittensor():
+    users = {module for module in MODULES if "bittensor" in imported(tree(module))}
+    assert users == {"axon_adapter"}
 
 
 @pytest.mark.parametrize("module", MODULES)
