@@ -16,12 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bar_cleaning import SetAsideBar, summarise_set_aside
-from config import Settings
+from bar_store import BarStore
+from config import Settings, known_feed
 from console import Cell, add_asset_argument, run_script, script_parser, settings_from, table
 from data_fetcher import ArchiveSource
 from domain import Bars
 from errors import ConfigError, MinerError
-from state_store import BarStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +101,10 @@ def _import(
 ) -> _Imported:
     """Store one series under the feed's name. Raises: DataError, StateError, BusyError."""
     bars, set_aside = source.load_bars(asset, bar_s)
-    labelled = replace(bars, feed=f"{args.feed}:{asset}_{bar_s // 60}m")
-    new = store.append(args.feed, asset, labelled)
+    known = known_feed(args.feed, asset)
+    label = known.name if known else f"{args.feed}:{asset}_{bar_s // 60}m"
+    labelled = replace(bars, feed=label)
+    new = store.append(args.feed, asset, labelled).new
     return _Imported(asset=asset, bars=labelled, new=new, set_aside=set_aside)
 
 

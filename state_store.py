@@ -1,11 +1,13 @@
 """Files that survive crashes, full disks and bit rot: everything under `state/`.
 
-Owns three things: the atomic write, the checked document (`StateStore`) and the
-collected bars (`BarStore`). A document is a msgpack envelope
+Owns the atomic write, the lock and the checked document (`StateStore`); collected
+bars are documents too (`bar_store`). A document is a msgpack envelope
 
     {"format": "lgbm-miner", "kind": …, "schema": …, "checksum": …, "payload": …}
 
 whose payload is msgpack too, with NumPy arrays as little-endian extension type 1.
+Documents of an earlier schema are migrated as they are read, and written anew as
+the present one when they are next saved.
 A damaged file is renamed to `<name>.damaged-<UTC time>`, logged in one sentence
 and treated as absent; it never stops the miner and is never deleted.
 """
@@ -15,20 +17,18 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
 
 import msgpack
 import numpy as np
 from filelock import FileLock, Timeout
 
-from config import DAY_S
-from domain import Bars, FloatArray
 from errors import BusyError, StateError
 
 _LOG: Final = logging.getLogger(__name__)
@@ -119,6 +119,10 @@ _NUMERIC: Final = "biuf"  # NumPy kinds that may be stored
 _NAME_PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]*")
 
 
+Migration: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
+_NO_MIGRATIONS: Final[Mapping[int, Migration]] = MappingProxyType({})
+
+
 class _Damage(Exception):
     """Why a file cannot be what it should be."""
 
@@ -137,14 +141,22 @@ class StateStore:
         """
         write_atomically(self.path(kind, name), _seal(kind, schema, payload))
 
-    def load(self, kind: str, name: str, schema: int) -> dict[str, Any] | None:
+    def load(
+        self,
+        kind: str,
+        name: str,
+        schema: int,
+        *,
+        migrations: Mapping[int, Migration] = _NO_MIGRATIONS,
+    ) -> dict[str, Any] | None:
         """The document, or None if there is none or it is damaged (then it is set aside).
 
-        Raises: StateError if the name is unfit or the file may not be read.
+        `migrations`: by earlier schema, what makes its payload one of the schema
+        after it. Raises: StateError if the name is unfit or the file may not be read.
         """
         path = self.path(kind, name)
         try:
-            return _unseal(_read(path), kind, schema)
+            return _unseal(_read(path), kind, schema, migrations)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -177,11 +189,11 @@ class StateStore:
         """Where a document lives. Raises: StateError if the name could lead elsewhere."""
         parts = [kind, *name.split("/")]
         for part in parts:
-            _require_plain(part)
+            require_plain(part)
         return self._root.joinpath(*parts[:-1], f"{parts[-1]}.msgpack")
 
 
-def _require_plain(part: str) -> None:
+def require_plain(part: str) -> None:
     """Refuse a name that could lead out of its folder. Raises: StateError."""
     if not _NAME_PART.fullmatch(part):
         raise StateError(
@@ -212,8 +224,10 @@ def _seal(kind: str, schema: int, payload: Mapping[str, Any]) -> bytes:
     return bytes(msgpack.packb(envelope))
 
 
-def _unseal(data: bytes, kind: str, schema: int) -> dict[str, Any]:
-    """The payload of an envelope. Raises: _Damage."""
+def _unseal(
+    data: bytes, kind: str, schema: int, migrations: Mapping[int, Migration]
+) -> dict[str, Any]:
+    """The payload of an envelope, as one of the schema. Raises: _Damage."""
     try:
         envelope = msgpack.unpackb(data)
     except (ValueError, msgpack.UnpackException) as error:
@@ -223,10 +237,15 @@ def _unseal(data: bytes, kind: str, schema: int) -> dict[str, Any]:
     content = envelope.get("payload")
     if not isinstance(content, bytes) or envelope.get("checksum") != _checksum(content):
         raise _Damage("does not match its checksum")
-    if envelope.get("kind") != kind or envelope.get("schema") != schema:
-        found = f"{envelope.get('kind')!r} of schema {envelope.get('schema')}"
-        raise _Damage(f"holds {found} where {kind!r} of schema {schema} belongs")
+    found = envelope.get("schema")
+    steps = range(found, schema) if isinstance(found, int) else range(0)
+    fits = found == schema or (len(steps) and all(step in migrations for step in steps))
+    if envelope.get("kind") != kind or not fits:
+        what = f"{envelope.get('kind')!r} of schema {found}"
+        raise _Damage(f"holds {what} where {kind!r} of schema {schema} belongs")
     payload: dict[str, Any] = msgpack.unpackb(content, ext_hook=_decode, strict_map_key=False)
+    for step in steps:
+        payload = migrations[step](payload)
     return payload
 
 
@@ -251,168 +270,3 @@ def _decode(code: int, data: bytes) -> object:
     kind, shape, content = msgpack.unpackb(data)
     values = np.frombuffer(content, dtype=np.dtype(kind)).reshape(shape)
     return values.astype(values.dtype.newbyteorder("="))  # a copy: writable, native order
-
-
-# ---------------------------------------------------------------- bars
-
-_BARS: Final = "bars"
-_BARS_SCHEMA: Final = 1
-_COLUMNS: Final = ("open", "high", "low", "close", "volume")
-_SERIES_NAME: Final = re.compile(r"(?P<asset>.+)_(?P<bar_s>\d+)s")
-
-
-class BarStore:
-    """Collected bars, one document per series and UTC day.
-
-    So an append rewrites the days it touches and no others, and costs the same
-    in the first week as after years. A series is a source, an asset and a bar
-    length; it takes bars of one feed alone, which every day's file remembers.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._store = StateStore(root)
-        self._root = root
-
-    def append(self, source: str, asset: str, bars: Bars) -> int:
-        """Store bars and return how many are new; a bar stored before is corrected.
-
-        What this returns for is on the disk. Raises: StateError if the disk
-        refuses (days before the failing one are kept) or the series is of
-        another feed; BusyError if another process keeps writing to it.
-        """
-        series = _series_name(source, asset, bars.bar_s)
-        with locked(self._store.path(_BARS, f"{series}/day").parent, "storing bars", wait_s=30):
-            self._require_feed(series, bars)
-            days = np.unique(bars.open_ts // DAY_S).tolist()
-            return sum(self._append_day(series, day, _rows_of(bars, day)) for day in days)
-
-    def load(
-        self, source: str, asset: str, bar_s: int, start: int | None = None, end: int | None = None
-    ) -> Bars | None:
-        """Stored bars that open at or after `start` and are closed by `end`; None if none.
-
-        Damaged days are set aside and missing from the result.
-        """
-        series = _series_name(source, asset, bar_s)
-        first = -1 if start is None else start // DAY_S
-        last = np.inf if end is None else end // DAY_S
-        parts: list[Bars] = []
-        for day in reversed([day for day in self._days(series) if first <= day <= last]):
-            part = self._load_day(series, day, bar_s)
-            if part is not None and parts and part.feed != parts[0].feed:
-                self._store.set_aside(_BARS, _day_name(series, day), f"is of feed {part.feed}")
-            elif part is not None:
-                parts.append(part)
-        bars = _concatenate(parts[::-1]).between(start, end) if parts else None
-        return bars if bars is not None and len(bars) else None
-
-    def series(self) -> list[tuple[str, str, int]]:
-        """Every stored series as (source, asset, bar length in seconds), sorted."""
-        found = {tuple(name.split("/")[:2]) for name in self._store.names(_BARS)}
-        split = [(source, _SERIES_NAME.fullmatch(series)) for source, series in found]
-        return sorted(
-            (source, match["asset"], int(match["bar_s"])) for source, match in split if match
-        )
-
-    def _days(self, series: str) -> list[int]:
-        """Days since 1970 that have a file, in order."""
-        folder = self._store.path(_BARS, f"{series}/day").parent
-        names = (path.stem for path in folder.glob("????-??-??.msgpack"))
-        return sorted(int(np.datetime64(name, "D").astype(np.int64)) for name in names)
-
-    def _require_feed(self, series: str, bars: Bars) -> None:
-        """Compare with the newest readable day. Raises: StateError."""
-        for day in reversed(self._days(series)):
-            stored = self._load_day(series, day, bars.bar_s)
-            if stored is None:
-                continue
-            if stored.feed != bars.feed:
-                raise StateError(
-                    f"{series} holds bars of feed {stored.feed!r} and takes none of "
-                    f"{bars.feed!r}; feeds are never merged, so store these under another source."
-                )
-            return
-
-    def _append_day(self, series: str, day: int, new: Bars) -> int:
-        old = self._load_day(series, day, new.bar_s)
-        merged = new if old is None else _merge(old, new)
-        if old is None or not _same(old, merged):
-            self._store.save(
-                _BARS, _day_name(series, day), _BARS_SCHEMA, _day_document(merged, day)
-            )
-        return len(merged) - (0 if old is None else len(old))
-
-    def _load_day(self, series: str, day: int, bar_s: int) -> Bars | None:
-        """One day, or None if it is absent or damaged (then it is set aside)."""
-        name = _day_name(series, day)
-        document = self._store.load(_BARS, name, _BARS_SCHEMA)
-        if document is None:
-            return None
-        if (document["day"], document["bar_s"]) != (day, bar_s):
-            self._store.set_aside(_BARS, name, "holds another day or bar length than its name says")
-            return None
-        return _bars_of(document)
-
-
-def _series_name(source: str, asset: str, bar_s: int) -> str:
-    """The folder of a series below `bars`. Raises: StateError if a name is unfit."""
-    _require_plain(source)
-    _require_plain(asset)
-    return f"{source}/{asset}_{bar_s}s"
-
-
-def _day_name(series: str, day: int) -> str:
-    return f"{series}/{np.datetime64(day, 'D')}"
-
-
-def _rows_of(bars: Bars, day: int) -> Bars:
-    """The bars that open on a UTC day (a view)."""
-    return bars.between(day * DAY_S, (day + 1) * DAY_S + bars.bar_s - 1)
-
-
-def _day_document(bars: Bars, day: int) -> dict[str, Any]:
-    """Offsets and columns of a day; columns without any value are left out."""
-    columns = {name: _column(bars, name) for name in _COLUMNS}
-    return {
-        "day": day,
-        "bar_s": bars.bar_s,
-        "feed": bars.feed,
-        "offset_s": (bars.open_ts - day * DAY_S).astype(np.uint32),
-        "columns": {name: values for name, values in columns.items() if np.isfinite(values).any()},
-    }
-
-
-def _bars_of(document: Mapping[str, Any]) -> Bars:
-    open_ts = document["offset_s"].astype(np.int64) + document["day"] * DAY_S
-    absent = np.full(len(open_ts), np.nan)
-    columns = {name: document["columns"].get(name, absent) for name in _COLUMNS}
-    return Bars(open_ts=open_ts, **columns, bar_s=document["bar_s"], feed=document["feed"])
-
-
-def _column(bars: Bars, name: str) -> FloatArray:
-    values: FloatArray = getattr(bars, name)
-    return values
-
-
-def _concatenate(parts: list[Bars]) -> Bars:
-    columns: dict[str, Any] = {
-        name: np.concatenate([_column(part, name) for part in parts]) for name in _COLUMNS
-    }
-    return replace(parts[0], open_ts=np.concatenate([part.open_ts for part in parts]), **columns)
-
-
-def _merge(old: Bars, new: Bars) -> Bars:
-    """Both, in time order; where both have a bar, the new one."""
-    open_ts = np.concatenate([new.open_ts, old.open_ts])
-    kept_ts, rows = np.unique(open_ts, return_index=True)  # the first of equals: the new one
-    columns: dict[str, Any] = {
-        name: np.concatenate([_column(new, name), _column(old, name)])[rows] for name in _COLUMNS
-    }
-    return replace(new, open_ts=kept_ts, **columns)
-
-
-def _same(left: Bars, right: Bars) -> bool:
-    return np.array_equal(left.open_ts, right.open_ts) and all(
-        np.array_equal(_column(left, name), _column(right, name), equal_nan=True)
-        for name in _COLUMNS
-    )

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import import_bars
+from bar_store import BarStore
 from errors import ConfigError, SourceUnavailable
-from state_store import BarStore
 
 START = 1_764_547_200  # 2025-12-01, midnight UTC
 SCRIPT = Path(import_bars.__file__)
@@ -47,7 +47,7 @@ def test_every_series_is_stored_under_the_name_of_its_feed(archive, capsys):
     bars = store.load("binance", "BTC", 60)
     assert bars is not None
     assert len(bars) == 20
-    assert bars.feed == "binance:BTC_1m"
+    assert bars.feed == "binance:BTCUSDT"  # as the collector labels what it adds
     printed = capsys.readouterr().out
     assert "ETH 1m set aside: 1 × spike" in printed
     assert "2025-12-01" in printed

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS: dict[int, tuple[str, ...]] = {
     0: ("errors", "config", "domain"),
     1: (
+        "spans",
         "seasonality",
         "features",
         "uncertainty_engine",
@@ -42,6 +43,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     ),
     2: (
         "clock",
+        "bar_store",
         "state_store",
         "chain",
         "ledger",
@@ -115,6 +117,7 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"answer_desk", "axon_gate", "operator_flags"}),
         "it puts the gate before bittensor's axon, as the flags say",
     ),
+    "bar_store": (frozenset({"state_store"}), "bars are documents of the state folder"),
     "backtest_store": (frozenset({"state_store"}), "both write files that survive crashes"),
     "model_store": (frozenset({"state_store"}), "both write files that survive crashes"),
     "lgbm_predictor": (frozenset({"model_store"}), "a set is loaded from where it was published"),

@@ -1,22 +1,20 @@
-"""State on disk: round trips, damage, full disks, locks, and bars that only ever grow."""
+"""State on disk: round trips, damage, full disks, locks and earlier schemas."""
 
 import errno
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import state_store
-from domain import Bars
 from errors import BusyError, StateError
-from state_store import BarStore, StateStore, locked, write_atomically
+from state_store import StateStore, locked, write_atomically
 
 DAY = 86_400
 START = 1_764_547_200  # 2025-12-01, midnight UTC
@@ -322,173 +320,21 @@ def test_a_directory_in_place_of_a_file_is_set_aside(saved, caplog):
     assert "set aside" in caplog.text
 
 
-# ---------------------------------------------------------------- bars
+# ---------------------------------------------------------------- earlier schemas
 
 
-def some_bars(minutes, feed="binance:BTCUSDT", offset=0.0, bar_s=60):
-    minutes = np.asarray(minutes, dtype=np.int64)
-    close = 100 + offset + minutes / 1000
-    return Bars(
-        open_ts=START + bar_s * minutes,
-        open=np.full(len(minutes), np.nan),
-        high=close + 1,
-        low=np.where(minutes % 3 == 0, np.nan, close - 1),
-        close=close,
-        volume=np.full(len(minutes), np.nan),
-        bar_s=bar_s,
-        feed=feed,
-    )
+def test_an_earlier_document_is_migrated_step_by_step(tmp_path):
+    store = StateStore(tmp_path)
+    store.save("count", "a", 1, {"n": 1})
+    steps = {1: lambda old: {"m": old["n"] + 1}, 2: lambda old: {"k": old["m"] * 10}}
+    assert store.load("count", "a", 3, migrations=steps) == {"k": 20}
+    store.save("count", "a", 3, {"k": 5})
+    assert store.load("count", "a", 3, migrations=steps) == {"k": 5}
 
 
-def assert_same_bars(left, right):
-    assert (left.feed, left.bar_s) == (right.feed, right.bar_s)
-    for name in ("open_ts", "open", "high", "low", "close", "volume"):
-        np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
-
-
-@settings(max_examples=40)
-@given(st.lists(st.sets(st.integers(0, 4000), min_size=1, max_size=30), min_size=1, max_size=5))
-def test_bars_come_back_as_a_dictionary_would_keep_them(tmp_path_factory, batches):
-    root = tmp_path_factory.mktemp("state")
-    expected: dict[int, float] = {}
-    for number, batch in enumerate(batches):
-        bars = some_bars(sorted(batch), offset=number)
-        new = BarStore(root).append("binance", "BTC", bars)
-        assert new == len(set(bars.open_ts.tolist()) - expected.keys())
-        expected |= dict(zip(bars.open_ts.tolist(), bars.close.tolist(), strict=True))
-    stored = BarStore(root).load("binance", "BTC", 60)
-    assert stored is not None
-    assert dict(zip(stored.open_ts.tolist(), stored.close.tolist(), strict=True)) == expected
-    assert stored.open_ts.tolist() == sorted(expected)
-
-
-def test_all_columns_and_the_feed_come_back(tmp_path):
-    bars = some_bars(range(3000))
-    assert BarStore(tmp_path).append("binance", "BTC", bars) == 3000
-    assert_same_bars(BarStore(tmp_path).load("binance", "BTC", 60), bars)
-
-
-def test_a_range_reads_as_a_cut_of_the_whole(tmp_path):
-    store, bars = BarStore(tmp_path), some_bars(range(100, 5000, 7))
-    store.append("binance", "BTC", bars)
-    for start, end in [(None, START + DAY), (START + DAY, None), (START + 90_000, START + 180_060)]:
-        assert_same_bars(store.load("binance", "BTC", 60, start, end), bars.between(start, end))
-    assert store.load("binance", "BTC", 60, START + 900 * DAY) is None
-    assert store.load("binance", "ETH", 60) is None
-
-
-def test_a_later_correction_replaces_a_bar_and_is_not_new(tmp_path):
-    store = BarStore(tmp_path)
-    store.append("binance", "BTC", some_bars(range(10)))
-    assert store.append("binance", "BTC", some_bars([4], offset=9)) == 0
-    stored = store.load("binance", "BTC", 60)
-    assert stored is not None
-    assert stored.close[4] == some_bars([4], offset=9).close[0]
-    assert len(stored) == 10
-
-
-def test_an_append_rewrites_only_the_day_it_touches(tmp_path):
-    store = BarStore(tmp_path)
-    written = []
-    for day in range(6):
-        store.append("binance", "BTC", some_bars(np.arange(1439) + 1440 * day))
-        before = files_below(tmp_path)
-        store.append("binance", "BTC", some_bars([1440 * day + 1439]))
-        after = files_below(tmp_path)
-        changed = [name for name, stamp in after.items() if before[name] != stamp]
-        assert len(after) == day + 1
-        written.append([(tmp_path / name).stat().st_size for name in changed])
-    sizes = {size for (size,) in written}  # one file each time
-    assert max(sizes) == min(sizes)
-
-
-def test_bars_that_are_stored_already_are_not_written_again(tmp_path):
-    store, bars = BarStore(tmp_path), some_bars(range(2000))
-    store.append("binance", "BTC", bars)
-    before = files_below(tmp_path)
-    assert store.append("binance", "BTC", bars) == 0
-    assert files_below(tmp_path) == before
-
-
-def test_feeds_are_never_merged(tmp_path):
-    store, bars = BarStore(tmp_path), some_bars(range(10))
-    store.append("venue", "BTC", bars)
-    other = replace(some_bars(range(1440, 1450)), feed="pyth:BTC")
-    with pytest.raises(StateError) as error:
-        store.append("venue", "BTC", other)
-    text = one_sentence(error)
-    assert "binance:BTCUSDT" in text
-    assert "pyth:BTC" in text
-    assert_same_bars(store.load("venue", "BTC", 60), bars)
-    store.append("pyth", "BTC", other)
-    assert_same_bars(store.load("pyth", "BTC", 60), other)
-
-
-def test_series_are_kept_apart_and_listed(tmp_path):
-    store = BarStore(tmp_path)
-    assert store.series() == []
-    store.append("binance", "BTC", some_bars(range(10)))
-    store.append("binance", "BTC", some_bars(range(10), bar_s=300, feed="five"))
-    store.append("pyth", "ETH", some_bars(range(10)))
-    expected = [("binance", "BTC", 60), ("binance", "BTC", 300), ("pyth", "ETH", 60)]
-    assert store.series() == expected
-
-
-@pytest.mark.parametrize("source", ["", "..", "a/b", "../../x"])
-def test_a_source_cannot_lead_out_of_the_folder(tmp_path, source):
-    with pytest.raises(StateError):
-        BarStore(tmp_path / "state").append(source, "BTC", some_bars(range(3)))
-    assert list(tmp_path.iterdir()) == []
-
-
-def day_file(root, day):
-    return sorted(Path(root).rglob("*.msgpack"))[day]
-
-
-def test_a_damaged_day_is_set_aside_and_the_rest_still_loads(tmp_path, caplog):
-    store, bars = BarStore(tmp_path), some_bars(range(4320))
-    store.append("binance", "BTC", bars)
-    path = day_file(tmp_path, 1)
-    damaged = bytearray(path.read_bytes())
-    damaged[5000] ^= 4
-    path.write_bytes(damaged)
-    kept = np.r_[0:1440, 2880:4320]
-    assert_same_bars(store.load("binance", "BTC", 60), some_bars(kept))
-    assert "checksum" in caplog.text
-    assert len(list(path.parent.glob("*.damaged-*"))) == 1
-    assert store.append("binance", "BTC", bars) == 1440
-    assert_same_bars(store.load("binance", "BTC", 60), bars)
-
-
-def test_a_day_under_another_days_name_is_set_aside(tmp_path, caplog):
-    store = BarStore(tmp_path)
-    store.append("binance", "BTC", some_bars(range(2880)))
-    day_file(tmp_path, 1).write_bytes(day_file(tmp_path, 0).read_bytes())
-    assert_same_bars(store.load("binance", "BTC", 60), some_bars(range(1440)))
-    assert "another day" in caplog.text
-
-
-def test_a_day_of_another_feed_is_set_aside(tmp_path, caplog):
-    store, other = BarStore(tmp_path / "a"), BarStore(tmp_path / "b")
-    store.append("venue", "BTC", some_bars(range(2880)))
-    other.append("venue", "BTC", some_bars(range(1440), feed="pyth:BTC"))
-    day_file(tmp_path / "a", 0).write_bytes(day_file(tmp_path / "b", 0).read_bytes())
-    assert_same_bars(store.load("venue", "BTC", 60), some_bars(range(1440, 2880)))
-    assert "pyth:BTC" in caplog.text
-
-
-def test_days_before_a_full_disk_are_kept(tmp_path, monkeypatch):
-    store, bars, rename = BarStore(tmp_path), some_bars(range(4320)), os.replace
-    calls = []
-
-    def second_fails(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == 2:
-            refuse(errno.ENOSPC)()
-        return rename(*args, **kwargs)
-
-    monkeypatch.setattr(os, "replace", second_fails)
-    with pytest.raises(StateError, match="free some disk space"):
-        store.append("binance", "BTC", bars)
-    monkeypatch.undo()
-    assert_same_bars(store.load("binance", "BTC", 60), some_bars(range(1440)))
+@pytest.mark.parametrize("schema", [1, 4])
+def test_a_schema_that_no_migration_leads_from_is_set_aside(tmp_path, caplog, schema):
+    store = StateStore(tmp_path)
+    store.save("count", "a", schema, {"n": 1})
+    assert store.load("count", "a", 3, migrations={2: dict}) is None
+    assert f"of schema {schema}" in caplog.text
