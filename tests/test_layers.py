@@ -14,6 +14,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     0: ("errors", "config", "domain"),
     1: (
         "spans",
+        "feed_seams",
         "seasonality",
         "features",
         "uncertainty_engine",
@@ -53,10 +54,20 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "lgbm_predictor",
         "lgbm_trainer",
     ),
-    3: ("market_view", "forecast_engine", "replay", "walk_forward", "attribution", "own_scores"),
+    3: (
+        "market_view",
+        "forecast_engine",
+        "replay",
+        "walk_forward",
+        "attribution",
+        "own_scores",
+        "miner_facts",
+    ),
     4: (
         "answer_desk",
         "record_keeping",
+        "metrics",
+        "status_page",
         "operator_flags",
         "axon_gate",
         "axon_adapter",
@@ -117,6 +128,7 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"answer_desk", "axon_gate", "operator_flags"}),
         "it puts the gate before bittensor's axon, as the flags say",
     ),
+    "feed_seams": (frozenset({"bar_cleaning"}), "coarser bars are made of minutes"),
     "bar_store": (frozenset({"state_store"}), "bars are documents of the state folder"),
     "backtest_store": (frozenset({"state_store"}), "both write files that survive crashes"),
     "model_store": (frozenset({"state_store"}), "both write files that survive crashes"),
@@ -129,6 +141,15 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
     "own_scores": (
         frozenset({"forecast_engine", "replay"}),
         "live answers are scored as replayed ones are",
+    ),
+    "miner_facts": (
+        frozenset({"forecast_engine", "own_scores"}),
+        "facts are read off the engine, and scores are among them",
+    ),
+    "metrics": (frozenset({"answer_desk"}), "what the desk tells is counted"),
+    "status_page": (
+        frozenset({"answer_desk", "plots"}),
+        "a page of figures and of what the desk told",
     ),
     "record_keeping": (frozenset({"answer_desk"}), "it keeps what the desk tells"),
     "attribution": (

@@ -1,0 +1,172 @@
+"""What the miner knows of itself, for the metrics, the health check and the status page.
+
+`MinerFacts` are plain values at one moment. `EngineFacts` reads them off a running
+engine, which says nothing of feeds, trainings or a chain: whoever wires the miner
+adds what else there is by `extra`, which takes the facts and returns fuller ones.
+
+    facts = EngineFacts(engine, source="venue", own=book.latest, extra=with_feed_prices)
+
+Everything is read from memory; nothing here waits for a disk or a network.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TypeAlias
+
+from config import FREQUENCIES, NUM_PATHS, Frequency
+from domain import Forecast, ForecastRequest, MarketHistory
+from errors import MinerError
+from forecast_engine import ForecastEngine
+from own_scores import OwnScore, Pair
+
+STALE_BARS: Final = 5  # bars later than this many are worth a warning
+FAN_PATHS: Final = NUM_PATHS // 4  # enough for the bands of a picture
+
+Fan: TypeAlias = tuple[Forecast, MarketHistory]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarketFacts:
+    """One asset at one frequency. Times are Unix seconds of the miner's clock."""
+
+    asset: str
+    frequency: Frequency
+    last_bar_ts: int | None  # when the last bar closed; None: there are no bars
+    price: float | None  # what the next answer would start from
+    price_ts: int | None
+    price_feed: str | None  # e.g. "binance:BTCUSDT"
+    trained_until: int | None  # None: no trained models
+    is_due: bool  # for training
+    own: OwnScore | None = None
+    calibration: Mapping[str, float] = field(default_factory=dict)  # scalars by name
+
+    @property
+    def pair(self) -> Pair:
+        """Asset and frequency."""
+        return self.asset, self.frequency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MinerFacts:
+    """The whole miner at one moment."""
+
+    now: float  # of the miner's clock, Unix seconds
+    source: str  # "venue", "simulated", …
+    is_live: bool  # False: bars do not grow, so their age means nothing
+    markets: tuple[MarketFacts, ...]
+    obstacles: tuple[str, ...] = ()  # why nothing can be answered, one sentence each
+    warnings: tuple[str, ...] = ()  # what an operator should look at, one sentence each
+    details: tuple[tuple[str, str], ...] = ()  # more to show as it is: ("netuid", "50"), …
+
+    @property
+    def assets(self) -> tuple[str, ...]:
+        """Assets with bars, in their order."""
+        return tuple(dict.fromkeys(market.asset for market in self.markets))
+
+
+class FactSource(Protocol):
+    """Where facts and pictures come from; called on threads other than the event loop's."""
+
+    def facts(self) -> MinerFacts:
+        """The facts now; milliseconds."""
+
+    def fan(self, asset: str, frequency: Frequency) -> Fan:
+        """What would be answered to the usual prompt now, and from what. Raises: MinerError."""
+
+
+class EngineFacts:
+    """Facts of a running engine. Thread-safe as the engine is."""
+
+    def __init__(
+        self,
+        engine: ForecastEngine,
+        *,
+        source: str,
+        is_live: bool = False,
+        own: Callable[[], Mapping[Pair, OwnScore]] = dict,
+        extra: Callable[[MinerFacts], MinerFacts] = lambda facts: facts,
+    ) -> None:
+        self._engine = engine
+        self._source = source
+        self._is_live = is_live
+        self._own = own
+        self._extra = extra
+
+    def facts(self) -> MinerFacts:
+        """The facts now."""
+        now = self._engine.now()
+        markets = tuple(self._markets())
+        warnings = tuple(_stale(markets, now)) if self._is_live else ()
+        obstacles = () if markets else ("no asset has any bars yet",)
+        facts = MinerFacts(
+            now=now,
+            source=self._source,
+            is_live=self._is_live,
+            markets=markets,
+            obstacles=obstacles,
+            warnings=warnings,
+        )
+        return self._extra(facts)
+
+    def fan(self, asset: str, frequency: Frequency) -> Fan:
+        """What would be answered to the prompt that starts with the next minute."""
+        spec = FREQUENCIES[frequency]
+        request = ForecastRequest(
+            asset=asset,
+            start_ts=-(-self._engine.now() // 60) * 60,
+            increment_s=spec.prompt_increment_s,
+            length_s=spec.prompt_length_s,
+            num_paths=FAN_PATHS,
+        )
+        return self._engine.answer(request), self._engine.history(asset, frequency)
+
+    def _markets(self) -> list[MarketFacts]:
+        trained, due, own = self._engine.trained(), set(self._engine.due()), self._own()
+        markets = []
+        for asset in self._engine.assets():
+            for frequency in Frequency:
+                try:
+                    history = self._engine.history(asset, frequency)
+                except MinerError:
+                    continue  # it is not served at this frequency
+                pair = asset, frequency
+                markets.append(
+                    _market(
+                        history,
+                        trained_until=trained.get(pair),
+                        is_due=pair in due,
+                        own=own.get(pair),
+                    )
+                )
+        return markets
+
+
+def _market(
+    history: MarketHistory, *, trained_until: int | None, is_due: bool, own: OwnScore | None
+) -> MarketFacts:
+    known = len(history.price_bars) > 0
+    return MarketFacts(
+        asset=history.asset,
+        frequency=history.frequency,
+        last_bar_ts=history.bars.end_ts if len(history.bars) else None,
+        price=history.anchor_price if known else None,
+        price_ts=history.anchor_ts if known else None,
+        price_feed=history.price_bars.feed if known else None,
+        trained_until=trained_until,
+        is_due=is_due,
+        own=own,
+    )
+
+
+def _stale(markets: tuple[MarketFacts, ...], now: float) -> list[str]:
+    sentences = []
+    for market in markets:
+        bar_s = FREQUENCIES[market.frequency].bar_s
+        if market.last_bar_ts is None:
+            sentences.append(f"{market.asset} {market.frequency} has no bars")
+        elif now - market.last_bar_ts > STALE_BARS * bar_s:
+            minutes = (now - market.last_bar_ts) / 60
+            sentences.append(
+                f"{market.asset} {market.frequency}: the last bar is {minutes:.0f} minutes old"
+            )
+    return sentences

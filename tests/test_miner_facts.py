@@ -1,0 +1,83 @@
+"""Facts read off a real engine: prices, ages, models, scores, and what is added to them."""
+
+from dataclasses import replace
+
+import pytest
+
+from config import Frequency, Settings
+from errors import UnknownAsset
+from forecast_engine import ForecastEngine
+from miner_facts import FAN_PATHS, STALE_BARS, EngineFacts
+from own_scores import OwnScore
+
+OWN = OwnScore(
+    answers=12, score=490.0, ewma_t=500.0, covered=0.79, covered_by_interval={}, course=()
+)
+
+
+@pytest.fixture(scope="module")
+def engine(archive, model_dir, tmp_path_factory):
+    settings = Settings(
+        source="archive", model_dir=model_dir, state_dir=tmp_path_factory.mktemp("state")
+    )
+    return ForecastEngine.open(archive, settings)
+
+
+def test_every_market_is_told_with_its_price_and_models(engine):
+    facts = EngineFacts(engine, source="archive", own=lambda: {("BTC", Frequency.HF): OWN}).facts()
+    assert facts.now == engine.now()
+    assert facts.assets == ("BTC", "XAU")
+    assert (facts.obstacles, facts.warnings) == ((), ())
+    minute = facts.markets[0]
+    assert minute.pair == ("BTC", Frequency.HF)
+    assert minute.own is OWN
+    history = engine.history("BTC", Frequency.HF)
+    assert (minute.price, minute.price_ts) == (history.anchor_price, history.anchor_ts)
+    assert minute.price_feed == history.price_bars.feed
+    assert minute.last_bar_ts == history.bars.end_ts
+    assert minute.trained_until == engine.trained()["BTC", Frequency.HF]
+    gold = facts.markets[-1]
+    assert gold.asset == "XAU"
+    assert (gold.trained_until, gold.own, gold.is_due) == (None, None, True)
+
+
+def test_a_fan_is_an_answer_to_the_next_prompt(engine):
+    forecast, history = EngineFacts(engine, source="archive").fan("BTC", Frequency.LF)
+    assert forecast.paths.shape == (FAN_PATHS, 289)
+    assert 0 <= forecast.request.start_ts - engine.now() < 60
+    assert history.frequency is Frequency.LF
+
+
+def test_a_fan_of_an_asset_that_is_not_served_is_refused(engine):
+    with pytest.raises(UnknownAsset):
+        EngineFacts(engine, source="archive").fan("HYPE", Frequency.LF)
+
+
+def test_only_a_live_source_can_have_old_bars(engine):
+    class Later:
+        """The same engine, its clock gone on."""
+
+        def __getattr__(self, name):
+            return getattr(engine, name)
+
+        def now(self):
+            return engine.now() + 60 * STALE_BARS + 1
+
+    live = EngineFacts(Later(), source="venue", is_live=True).facts()  # type: ignore[arg-type]
+    assert live.warnings == ("BTC hf: the last bar is 5 minutes old",)
+    replayed = EngineFacts(Later(), source="archive").facts()  # type: ignore[arg-type]
+    assert replayed.warnings == ()
+
+
+def test_without_any_bars_there_is_an_obstacle(archive, tmp_path):
+    empty = ForecastEngine(archive, Settings(state_dir=tmp_path, model_dir=tmp_path))
+    assert EngineFacts(empty, source="archive").facts().obstacles
+
+
+def test_whoever_wires_the_miner_can_add_what_the_engine_does_not_know(engine):
+    def add(facts):
+        return replace(facts, warnings=(*facts.warnings, "the chain is silent"))
+
+    assert EngineFacts(engine, source="archive", extra=add).facts().warnings == (
+        "the chain is silent",
+    )
