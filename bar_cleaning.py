@@ -24,6 +24,7 @@ MINUTE_S: Final = 60
 _EARLIEST_TS: Final = 946_684_800  # 2000-01-01
 _LATEST_TS: Final = 4_102_444_800  # 2100-01-01
 _SPIKE_FACTOR: Final = 8.0  # "about ten", leaving the market some room to move meanwhile
+MAX_PRICE: Final = 1e12  # of anything, in any currency
 MAX_SPIKE_BARS: Final = 3  # a level that lasts longer is believed
 
 _PRICES: Final = ("open", "high", "low", "close")
@@ -103,6 +104,7 @@ class BarSieve:
         self.drop(~in_range, "time is not in Unix seconds between the years 2000 and 2100")
         self.drop(self.ts % bar_s != 0, f"time is not on the {bar_s} s grid")
         self.drop(~(np.isfinite(self.close) & (self.close > 0)), "close is not a positive number")
+        self.drop(self.close >= MAX_PRICE, "close is too large to be a price")
         self._sort()
         self.drop(np.diff(self.ts, append=-1) == 0, "a later row has the same time")
         self.drop(find_spikes(self.close), "spike of about ×10 or more that reverts")
@@ -132,12 +134,12 @@ class BarSieve:
 
     def _blank_impossible_values(self) -> None:
         """Make optional values that contradict the close NaN; the bar itself stays."""
-        before = sum(np.count_nonzero(np.isfinite(column)) for column in self.columns.values())
+        before = np.isfinite(np.array([self.columns[name] for name in _COLUMNS]))
         self.columns |= _possible_values(self.columns)
-        after = sum(np.count_nonzero(np.isfinite(column)) for column in self.columns.values())
-        if after < before:
-            reason = f"{before - after} impossible values beside the close were ignored"
-            self._note(np.ones(len(self.ts), dtype=np.bool_), reason)
+        after = np.isfinite(np.array([self.columns[name] for name in _COLUMNS]))
+        lost = before & ~after
+        reason = f"{np.count_nonzero(lost)} impossible values beside the close were ignored"
+        self._note(lost.any(axis=0), reason)
 
     def _take(self, rows: IntArray) -> None:
         self.ts = self.ts[rows]

@@ -53,6 +53,7 @@ class FrequencySpec:
     fallback_half_life: float  # of the ladder's single EWMA, in bars
     recency_half_life_days: float  # of sample weights in the LightGBM models
     blend_half_life_days: float  # of sample weights in the log-linear blend
+    pool_days: float  # of own bars with which the blend leans on the pool no more than usual
     retrain_interval_days: float
     prompt_increment_s: int
     prompt_length_s: int
@@ -85,6 +86,7 @@ FREQUENCIES: Final[Mapping[Frequency, FrequencySpec]] = MappingProxyType(
             fallback_half_life=120,
             recency_half_life_days=HF_RECENCY_HALF_LIFE_DAYS,
             blend_half_life_days=90,
+            pool_days=175,
             retrain_interval_days=HF_RETRAIN_INTERVAL_DAYS,
             prompt_increment_s=60,
             prompt_length_s=3600,
@@ -103,6 +105,7 @@ FREQUENCIES: Final[Mapping[Frequency, FrequencySpec]] = MappingProxyType(
             fallback_half_life=288,
             recency_half_life_days=LF_RECENCY_HALF_LIFE_DAYS,
             blend_half_life_days=90,
+            pool_days=345,
             retrain_interval_days=LF_RETRAIN_INTERVAL_DAYS,
             prompt_increment_s=300,
             prompt_length_s=86_400,
@@ -647,6 +650,11 @@ class HttpPolicy:
     first_wait_s: float = 0.5  # before the second attempt; doubles, with jitter
     longest_wait_s: float = 8
     max_bytes: int = 16 * 2**20  # of an answer, unpacked
+
+
+CANDLE_POLICY: Final = HttpPolicy()
+# A quote that comes late is worth little: the next one is asked for soon anyway.
+QUOTE_POLICY: Final = HttpPolicy(read_s=4, attempt_s=6, attempts=2, budget_s=10)
 
 
 # ---------------------------------------------------------------- settings

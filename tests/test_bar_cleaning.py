@@ -53,6 +53,12 @@ def test_clean_rows_pass_with_every_column():
     assert (candles.bars.bar_s, candles.bars.feed, sieve.set_aside) == (60, "test:X", [])
 
 
+def test_a_close_that_nothing_costs_is_set_aside():
+    sieve = BarSieve.of(minutes(3), {"close": np.full(3, 1e308)})
+    assert len(sieve.candles(bar_s=60, feed="test:X")) == 0
+    assert {bar.reason for bar in sieve.set_aside} == {"close is too large to be a price"}
+
+
 def test_no_rows_give_no_candles():
     sieve = BarSieve.of(minutes(0), {"close": prices(0)})
     assert len(sieve.candles(bar_s=60, feed="test:X")) == 0
@@ -77,6 +83,7 @@ def test_impossible_trades_become_nan_and_the_bar_stays():
     np.testing.assert_array_equal(np.isnan(candles.trades), [0, 1, 1, 0, 0])
     np.testing.assert_array_equal(np.isnan(candles.taker_volume), [0, 1, 1, 1, 0])
     (entry,) = sieve.set_aside
+    assert entry.ts == START + 60
     assert entry.reason == "4 impossible values beside the close were ignored"
 
 
