@@ -74,6 +74,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "axon_gate",
         "axon_adapter",
         "http_service",
+        "loopback_venues",
         "console",
         "backtest_tables",
         "plots",
