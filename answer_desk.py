@@ -6,7 +6,8 @@ any work; the queue is bounded and serves the highest priority first; every
 outcome is told to observers. A transport parses, authenticates and encodes;
 the desk never looks at a body, and the event loop only waits here.
 
-    desk = AnswerDesk(engine, observers=[metrics.observe, ledger_observer])
+    desk = AnswerDesk(engine, observers=[keeper(ledger, profile)])
+    desk.watch(Metrics(facts, desk.load).observe)
     answer = await desk.answer(
         request, encoder=SHADOW_JSON, caller=Caller(name=hotkey, transport="axon"),
         now=now, priority=stake, budget_s=prompt_budget(request.start_ts, now),
@@ -349,6 +350,10 @@ class AnswerDesk:
         finally:
             self._report(replace(told, ms=1e3 * (self._monotonic() - began)))
         return answer
+
+    def watch(self, observer: Observer) -> None:
+        """Add an observer, one that needs the desk itself to be made."""
+        self._observers = (*self._observers, observer)
 
     def turn_away(self, caller: Caller, reason: str, *, now: float) -> None:
         """Let observers know of a request that a transport refused unread."""

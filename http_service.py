@@ -1,22 +1,27 @@
-"""The HTTP side: `POST /predict` and `GET /healthz`, for anything that answers.
+"""The HTTP side: prompts, health, metrics and the status page.
 
-Owns the request body, the clock rules of a request, status codes and the
-server. Forecasts come from an `Answerer`; encoding is `wire_format`'s. The
-event loop only reads and writes: answers are computed on a few threads.
+    POST /predict    the shadow-mining contract: a forecast as JSON
+    GET  /healthz    200 when answers can be given, else 503, with reasons
+    GET  /metrics    for Prometheus
+    GET  /           the page that an operator keeps open
+
+Owns the request body, the clock rules of a request, status codes and the server.
+Forecasts come from the `AnswerDesk`, facts from whoever wires the miner. The event
+loop only reads and writes: pages are rendered on one thread, metrics on another.
 
 Every error is JSON, `{"error": "<one sentence>"}`: 4xx for what the caller can
-change, 503 for what the caller can only wait for, 500 for a bug.
+change, 408 when the time until the start does not suffice, 503 for what the
+caller can only wait for, 500 for a bug.
 """
 
 import asyncio
 import json
 import logging
 import socket
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Final, Protocol, cast
+from typing import Annotated, Any, Final, cast
 
 import uvicorn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,13 +31,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from domain import MAX_HORIZON_S, MAX_PATHS, Forecast, ForecastRequest
-from errors import ConfigError, MinerError, RequestError, TooLate
-from wire_format import encode_shadow_answer, format_iso, parse_iso_minute
+from answer_desk import AnswerDesk, Caller, prompt_budget, refusal_status
+from domain import MAX_HORIZON_S, MAX_PATHS, ForecastRequest
+from errors import ConfigError, MinerError, RequestError
+from metrics import CONTENT_TYPE, Metrics
+from miner_facts import FactSource
+from status_page import HEADERS, StatusPage
+from wire_format import SHADOW_JSON, format_iso, parse_iso_minute
 
 MAX_BODY_BYTES: Final = 64 * 1024
-MAX_AHEAD_S: Final = 3600  # how far in the future a prompt may start
-ANSWER_THREADS: Final = 4  # NumPy releases the interpreter lock while it draws
 GRACE_S: Final = 3  # for answers under way when the server is told to stop
 
 # A caller that is still sending when the connection closes never reads why.
@@ -42,26 +49,25 @@ _MAX_DROPPED_BYTES: Final = 16 * 1024 * 1024
 log = logging.getLogger(__name__)
 
 
-class Answerer(Protocol):
-    """What the service needs of a forecast engine; called from several threads."""
+def build_app(
+    desk: AnswerDesk,
+    *,
+    now: Callable[[], float],
+    facts: FactSource,
+    metrics: Metrics,
+    page: StatusPage,
+) -> Starlette:
+    """The web application. `now` is the miner's clock, Unix seconds.
 
-    def now(self) -> int:
-        """The present moment, Unix seconds."""
-
-    def assets(self) -> tuple[str, ...]:
-        """The assets that can be answered."""
-
-    def answer(self, request: ForecastRequest, *, origin: int | None = None) -> Forecast:
-        """Forecast; with `origin`, from what was known then. Raises: MinerError."""
-
-
-def build_app(answerer: Answerer) -> Starlette:
-    """The web application around an engine."""
-    service = _Service(answerer)
+    The desk is the caller's: it is not closed with the server.
+    """
+    service = _Service(desk, now, facts, metrics, page)
     app = Starlette(
         routes=[
             Route("/predict", service.predict, methods=["POST"]),
             Route("/healthz", service.healthz, methods=["GET"]),
+            Route("/metrics", service.metrics, methods=["GET"]),
+            Route("/", service.status_page, methods=["GET"]),
         ],
         exception_handlers={HTTPException: _unknown_route},
         lifespan=service.lifespan,
@@ -107,108 +113,124 @@ def _clipped(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
-def read_request(body: PredictBody, now: int) -> tuple[ForecastRequest, int | None]:
-    """The forecast a body asks for at `now`, and its origin if it has one.
+def read_request(body: PredictBody, now: float) -> tuple[ForecastRequest, int | None, float | None]:
+    """The forecast a body asks for at `now`, its origin if any, its budget in seconds if any.
 
     With an origin the paths start there, at what was known then, and there is
-    no deadline. Otherwise they start at `prompt_start_time`, or at the next
-    whole minute, and the answer must leave before.
+    no deadline. Otherwise they start at `prompt_start_time`, and the answer must
+    leave before; or at the next whole minute, whenever it leaves.
 
     Raises: RequestError, or TooLate for a start that has passed.
     """
     start = None if body.prompt_start_time is None else parse_iso_minute(body.prompt_start_time)
     origin = None if body.origin is None else parse_iso_minute(body.origin)
+    budget_s = None
     if origin is not None:
         start = _past_origin(origin, now)
     elif start is not None:
-        _refuse_untimely(start, now)
+        budget_s = prompt_budget(start, now)
     request = ForecastRequest(
         asset=body.asset,
-        start_ts=-(-now // 60) * 60 if start is None else start,
+        start_ts=int(-(-now // 60) * 60) if start is None else start,
         increment_s=body.interval_seconds,
         length_s=body.horizon_seconds,
         num_paths=body.num_paths,
     )
-    return request, origin
+    return request, origin, budget_s
 
 
-def _past_origin(origin: int, now: int) -> int:
+def _past_origin(origin: int, now: float) -> int:
     if origin > now:
         raise RequestError(
-            f"origin {format_iso(origin)} lies in the future; the present is {format_iso(now)}, "
-            "leave origin out to forecast from it."
+            f"origin {format_iso(origin)} lies in the future; the present is "
+            f"{format_iso(int(now))}, leave origin out to forecast from it."
         )
     return origin
-
-
-def _refuse_untimely(start: int, now: int) -> None:
-    if start < now:
-        raise TooLate(
-            f"start time {format_iso(start)} has passed, the present is {format_iso(now)}; "
-            "give it as origin to replay it."
-        )
-    if start > now + MAX_AHEAD_S:
-        raise RequestError(
-            f"start time {format_iso(start)} is {start - now} s ahead; ask at most "
-            f"{MAX_AHEAD_S} s ahead."
-        )
 
 
 # ---------------------------------------------------------------- endpoints
 
 
 class _Service:
-    """The endpoints, and the threads that compute."""
+    """The endpoints, and the threads that render."""
 
-    def __init__(self, answerer: Answerer) -> None:
-        self._answerer = answerer
-        self._threads = ThreadPoolExecutor(ANSWER_THREADS, thread_name_prefix="answer")
+    def __init__(
+        self,
+        desk: AnswerDesk,
+        now: Callable[[], float],
+        facts: FactSource,
+        metrics: Metrics,
+        page: StatusPage,
+    ) -> None:
+        self._desk = desk
+        self._now = now
+        self._facts = facts
+        self._metrics = metrics
+        self._page = page
+        # Apart: a page takes seconds when all pictures are new, a scrape never waits for it.
+        self._readers = ThreadPoolExecutor(1, thread_name_prefix="reader")
+        self._painters = ThreadPoolExecutor(1, thread_name_prefix="painter")
 
     @asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         yield
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._readers, self._painters):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def healthz(self, _request: Request) -> Response:
-        return JSONResponse({"status": "ok", "assets": list(self._answerer.assets())})
+        facts = await asyncio.get_running_loop().run_in_executor(self._readers, self._facts.facts)
+        ready = not facts.obstacles
+        status = "not ready" if not ready else "degraded" if facts.warnings else "ok"
+        told = {
+            "status": status,
+            "live": True,
+            "ready": ready,
+            "reasons": list(facts.obstacles),
+            "warnings": list(facts.warnings),
+            "assets": list(facts.assets),
+        }
+        return JSONResponse(told, status_code=200 if ready else 503)
+
+    async def metrics(self, _request: Request) -> Response:
+        text = await asyncio.get_running_loop().run_in_executor(self._readers, self._metrics.page)
+        return Response(text, headers={"content-type": CONTENT_TYPE})
+
+    async def status_page(self, _request: Request) -> Response:
+        html = await asyncio.get_running_loop().run_in_executor(self._painters, self._page.render)
+        return Response(html, media_type="text/html", headers=HEADERS)
 
     async def predict(self, request: Request) -> Response:
+        caller = Caller(name=request.client.host if request.client else "", transport="http")
         try:
             raw = await _read_limited(request)
         except ClientDisconnect:
-            return _error(400, "the body ended early.")  # nobody is left to read it
+            return self._turn_away(caller, 400, "the body ended early.")  # nobody reads it
         if len(raw) > MAX_BODY_BYTES:
-            return _error(413, f"the body is larger than {MAX_BODY_BYTES} bytes; send less.")
+            sentence = f"the body is larger than {MAX_BODY_BYTES} bytes; send less."
+            return self._turn_away(caller, 413, sentence)
+        now = self._now()
         try:
-            answer = await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._answer, raw
-            )
+            wanted, origin, budget_s = read_request(read_body(raw), now)
         except RequestError as error:
-            return _error(400, str(error))
+            return self._turn_away(caller, refusal_status(error), str(error))
+        try:
+            answer = await self._desk.answer(
+                wanted,
+                encoder=SHADOW_JSON,
+                caller=caller,
+                now=now,
+                origin=origin,
+                budget_s=budget_s,
+            )
         except MinerError as error:
-            return _error(503, str(error))
-        except Exception:
-            log.exception("failed")
+            return _error(refusal_status(error), str(error))
+        except Exception:  # noqa: BLE001  # the desk has logged it
             return _error(500, "the answer failed by a fault of the miner; its log has more.")
-        return Response(answer, media_type="application/json")
+        return Response(answer.body, media_type="application/json")
 
-    def _answer(self, raw: bytes) -> bytes:
-        began = time.perf_counter()
-        request, origin = read_request(read_body(raw), self._answerer.now())
-        forecast = self._answerer.answer(request, origin=origin)
-        encoded = encode_shadow_answer(forecast)
-        diagnostics = forecast.diagnostics
-        log.info(
-            "answered",
-            extra={
-                "asset": request.asset,
-                "frequency": diagnostics.frequency,
-                "rung": diagnostics.rung,
-                "price_age_s": diagnostics.price_age_s,
-                "ms": round(1e3 * (time.perf_counter() - began)),
-            },
-        )
-        return encoded
+    def _turn_away(self, caller: Caller, status: int, sentence: str) -> Response:
+        self._desk.turn_away(caller, sentence, now=self._now())
+        return _error(status, sentence)
 
 
 async def _read_limited(request: Request) -> bytes:
@@ -225,11 +247,6 @@ async def _read_limited(request: Request) -> bytes:
 
 
 def _error(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    log.log(
-        logging.INFO if status < 500 else logging.WARNING,
-        "refused",
-        extra={"status": status, "reason": sentence},
-    )
     return JSONResponse({"error": sentence}, status_code=status, headers=headers)
 
 
@@ -237,8 +254,8 @@ async def _unknown_route(request: Request, error: Exception) -> Response:
     refusal = cast("HTTPException", error)  # 404 or 405: it is registered for no other
     return _error(
         refusal.status_code,
-        f"{request.method} {request.url.path[:80]} is not served here; use POST /predict or "
-        "GET /healthz.",
+        f"{request.method} {request.url.path[:80]} is not served here; use POST /predict, "
+        "GET /healthz, GET /metrics or GET /.",
         refusal.headers,
     )
 

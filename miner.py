@@ -25,6 +25,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Final, TypeAlias
 
+from starlette.applications import Starlette
+
+from answer_desk import AnswerDesk
 from config import DAY_S, Frequency, Settings
 from console import (
     add_common_arguments,
@@ -37,6 +40,9 @@ from data_fetcher import open_source
 from errors import MinerError
 from forecast_engine import ForecastEngine
 from http_service import bind, build_app, server_for
+from metrics import Metrics
+from miner_facts import EngineFacts
+from status_page import RecentLog, RecentRequests, StatusPage
 
 Pair: TypeAlias = tuple[str, Frequency]
 
@@ -287,7 +293,8 @@ def main() -> int:
     listener = bind(settings.host, settings.port)  # a busy port is known at once
     source = open_source(settings)
     engine = ForecastEngine.open(source, settings)
-    server = server_for(build_app(engine))
+    desk, app = _open_desk(engine, source.name)
+    server = server_for(app)
     _on_stop_signals(lambda *_: setattr(server, "should_exit", True))
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -302,8 +309,21 @@ def main() -> int:
     print(line, flush=True)
     with _kept_up(engine, settings, args.config):
         server.run(sockets=[listener])
+    desk.close()
     log.info("stopped")
     return 0
+
+
+def _open_desk(engine: ForecastEngine, source: str) -> tuple[AnswerDesk, Starlette]:
+    """The desk of an engine and its web application, with all that watches them."""
+    lines, requests = RecentLog(), RecentRequests()
+    logging.getLogger().addHandler(lines)
+    desk = AnswerDesk(engine, observers=[requests.observe])
+    facts = EngineFacts(engine, source=source, is_live=source == "venue")
+    metrics = Metrics(facts.facts, desk.load)
+    desk.watch(metrics.observe)
+    page = StatusPage(facts, desk.load, requests, lines, memory=metrics.memory_bytes)
+    return desk, build_app(desk, now=engine.now, facts=facts, metrics=metrics, page=page)
 
 
 @contextmanager

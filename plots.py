@@ -427,14 +427,17 @@ def loss_figure(
     return figure
 
 
-def small_fan(forecast: Forecast, history: MarketHistory, realised: FloatArray) -> Figure:
-    """A fan chart in little: what was known, the bands, the median, what came true."""
+def small_fan(
+    forecast: Forecast, history: MarketHistory, realised: FloatArray | None = None
+) -> Figure:
+    """A fan chart in little: what was known, the bands, the median, what came true if given."""
     from matplotlib.ticker import FuncFormatter
 
     figure, axes = _small_axes(left=0.15, top=0.97)
     _draw_history(axes, forecast, history)
     _draw_bands(axes, forecast)
-    _draw_realised(axes, forecast, realised)
+    if realised is not None:
+        _draw_realised(axes, forecast, realised)
     first = forecast.request.start_ts - HISTORY_SHARE * forecast.request.length_s
     axes.set_xlim(_when(first), _when(forecast.request.start_ts + forecast.request.length_s))
     axes.axvline(

@@ -16,9 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from answer_desk import MAX_AHEAD_S, AnswerDesk
+from config import Frequency
 from domain import Diagnostics, Forecast, ForecastRequest
 from errors import ConfigError, NoPriceError, RequestError, UnknownAsset
-from http_service import MAX_AHEAD_S, MAX_BODY_BYTES, bind, build_app, server_for
+from http_service import MAX_BODY_BYTES, bind, build_app, server_for
+from metrics import Metrics
+from miner_facts import MarketFacts, MinerFacts
+from status_page import RecentLog, RecentRequests, StatusPage
 from wire_format import format_iso, parse_iso_minute, validate_answer
 
 NOW = parse_iso_minute("2025-12-19T00:05:00Z") - 20
@@ -67,12 +72,51 @@ class GeometricWalks:
         )
 
 
+class Facts:
+    """What the walks know of themselves."""
+
+    obstacles: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def facts(self):
+        markets = [
+            MarketFacts(
+                asset=asset,
+                frequency=Frequency.HF,
+                last_bar_ts=NOW - 30,
+                price=98_000.0,
+                price_ts=NOW - 3,
+                price_feed="walks",
+                trained_until=None,
+                is_due=True,
+            )
+            for asset in ("BTC", "XAU")
+        ]
+        return MinerFacts(
+            now=NOW,
+            source="walks",
+            is_live=True,
+            markets=tuple(markets),
+            obstacles=self.obstacles,
+            warnings=self.warnings,
+        )
+
+    def fan(self, asset, frequency):
+        raise NoPriceError(f"no picture of {asset} is drawn in this test.")
+
+
 @contextmanager
-def serving(answerer):
+def serving(answerer, facts=None):
     """A base URL for as long as the block lasts."""
     listener = bind("127.0.0.1", 0)
     host, port = listener.getsockname()
-    server = server_for(build_app(answerer))
+    source, requests = facts or Facts(), RecentRequests()
+    desk = AnswerDesk(answerer, observers=[requests.observe])
+    metrics = Metrics(source.facts, desk.load)
+    desk.watch(metrics.observe)
+    page = StatusPage(source, desk.load, requests, RecentLog())
+    app = build_app(desk, now=answerer.now, facts=source, metrics=metrics, page=page)
+    server = server_for(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -80,6 +124,7 @@ def serving(answerer):
     finally:
         server.should_exit = True
         thread.join(20)
+        desk.close()
         assert not thread.is_alive()
 
 
@@ -241,12 +286,65 @@ def test_an_answer_under_way_is_finished_before_the_server_ends():
 
 
 def test_health_names_the_assets(client):
-    assert client.get("/healthz").json() == {"status": "ok", "assets": ["BTC", "XAU"]}
+    response = client.get("/healthz")
+    assert response.status_code == 200
+    assert response.json() == {
+        "status": "ok",
+        "live": True,
+        "ready": True,
+        "reasons": [],
+        "warnings": [],
+        "assets": ["BTC", "XAU"],
+    }
+
+
+def test_health_tells_what_is_wrong_and_whether_answers_can_be_given():
+    facts = Facts()
+    with serving(GeometricWalks(), facts) as base:
+        facts.warnings = ("XAU lf: the last bar is 40 minutes old",)
+        degraded = httpx.get(f"{base}/healthz")
+        assert (degraded.status_code, degraded.json()["status"]) == (200, "degraded")
+        assert degraded.json()["warnings"] == list(facts.warnings)
+        facts.obstacles = ("no asset has any bars yet",)
+        refused = httpx.get(f"{base}/healthz")
+        assert (refused.status_code, refused.json()["status"]) == (503, "not ready")
+        assert refused.json()["live"] is True
+        assert refused.json()["ready"] is False
+        assert refused.json()["reasons"] == list(facts.obstacles)
+
+
+def test_metrics_count_what_was_asked(url, client):
+    client.post("/predict", json=body())
+    client.post("/predict", content=b"nonsense")
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    assert 'lgbm_miner_requests_total{outcome="turned_away",transport="http"}' in response.text
+    assert 'lgbm_miner_price{asset="BTC",frequency="hf"} 98000.0' in response.text
+
+
+def test_the_status_page_is_served_whole_and_safely(client):
+    client.post("/predict", json=body())
+    response = client.get("/")
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    assert response.text.startswith("<!doctype html>")
+    assert "127.0.0.1" in response.text
+
+
+def test_the_status_page_waits_for_no_answer_and_no_answer_for_it():
+    answerer = GeometricWalks()
+    with serving(answerer) as base, ThreadPoolExecutor(1) as caller:
+        slow = caller.submit(httpx.post, f"{base}/predict", json=body(asset="ETH"), timeout=20)
+        assert httpx.get(base).status_code == 200
+        assert httpx.get(f"{base}/metrics").status_code == 200
+        answerer.release.set()
+        assert slow.result().status_code == 200
 
 
 def test_every_answer_leaves_one_log_line(client, caplog):
-    with caplog.at_level(logging.INFO, logger="http_service"):
-        client.post("/predict", json=body())
+    with caplog.at_level(logging.INFO, logger="answer_desk"):
+        client.post("/predict", json=body(num_paths=11))
     (record,) = [entry for entry in caplog.records if entry.getMessage() == "answered"]
     assert (record.asset, record.frequency, record.rung) == ("BTC", "hf", "full")
     assert record.price_age_s == 40
@@ -309,8 +407,6 @@ def test_a_missing_field_is_named(client, name):
         ({"prompt_start_time": 1_766_102_700}, "'prompt_start_time': got 1766102700"),
         ({"prompt_start_time": "soon"}, "'soon' cannot be read"),
         ({"prompt_start_time": format_iso(NEXT_MINUTE)[:-8] + "30Z"}, "past a whole minute"),
-        ({"prompt_start_time": format_iso(NEXT_MINUTE - 60)}, "has passed"),
-        ({"prompt_start_time": "0001-01-01T00:00:00Z"}, "has passed"),
         ({"prompt_start_time": "0001-01-01T00:00:00+14:00"}, "cannot be read"),
         (
             {"prompt_start_time": format_iso(NEXT_MINUTE + MAX_AHEAD_S)},
@@ -333,6 +429,13 @@ def test_a_bad_value_is_refused_in_one_sentence(client, changes, words):
     assert re.search(words, assert_one_sentence(response)), response.json()
 
 
+@pytest.mark.parametrize("start", [format_iso(NEXT_MINUTE - 60), "0001-01-01T00:00:00Z"])
+def test_a_start_that_has_passed_is_told_apart(client, start):
+    response = client.post("/predict", json=body(prompt_start_time=start))
+    assert response.status_code == 408
+    assert "has passed" in assert_one_sentence(response)
+
+
 @pytest.mark.parametrize("size", [MAX_BODY_BYTES + 1, 5_000_000])
 def test_a_large_body_is_refused_and_the_caller_reads_why(client, size):
     response = client.post("/predict", content=b" " * size)
@@ -350,7 +453,9 @@ def test_a_caller_that_hangs_up_leaves_the_server_well(url, client):
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("POST", "/", 405),
+        ("GET", "/favicon.ico", 404),
+        ("POST", "/metrics", 405),
         ("POST", "/predict/", 404),
         ("GET", "/predict%0a/..%ff", 404),
         ("GET", "/predict", 405),
@@ -361,7 +466,7 @@ def test_a_caller_that_hangs_up_leaves_the_server_well(url, client):
 def test_other_routes_are_refused_in_json(client, method, path, status):
     response = client.request(method, path)
     assert response.status_code == status
-    assert "use POST /predict or GET /healthz" in assert_one_sentence(response)
+    assert "use POST /predict, GET /healthz" in assert_one_sentence(response)
 
 
 def test_without_a_price_the_caller_is_asked_to_wait(client):

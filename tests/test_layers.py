@@ -30,6 +30,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "report_numbers",
         "bootstrap",
         "path_fitting",
+        "pooled_prior",
+        "pooling",
         "training_rows",
         "model_selection",
         "baselines",
@@ -44,6 +46,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     ),
     2: (
         "clock",
+        "quarantine",
         "bar_store",
         "state_store",
         "chain",
@@ -51,12 +54,16 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "data_fetcher",
         "feed_http",
         "feeds",
+        "content_keys",
+        "scheduled_events",
+        "pool_store",
         "backtest_store",
         "model_store",
         "lgbm_predictor",
         "lgbm_trainer",
     ),
     3: (
+        "collector",
         "market_view",
         "forecast_engine",
         "replay",
@@ -101,7 +108,24 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"ensemble", "features", "path_simulator", "scoring", "uncertainty_engine"}),
         "shapes are chosen by the score of simulated paths",
     ),
-    "training_rows": (frozenset({"features", "seasonality"}), "rows are made of features"),
+    "pooled_prior": (
+        frozenset({"seasonality", "uncertainty_engine"}),
+        "what is pooled are clocks and blends",
+    ),
+    "training_rows": (
+        frozenset({"features", "pooled_prior", "seasonality"}),
+        "rows are made of features, under a clock that leans on the pool",
+    ),
+    "pooling": (
+        frozenset(
+            {"features", "pooled_prior", "seasonality", "training_rows", "uncertainty_engine"}
+        ),
+        "the pool is fitted the way a market is",
+    ),
+    "pool_store": (
+        frozenset({"content_keys", "data_fetcher", "scheduled_events", "state_store"}),
+        "pools are fitted to a source's bars and kept by content",
+    ),
     "model_selection": (
         frozenset({"features", "path_fitting", "uncertainty_engine"}),
         "weights are chosen for the engine as it will run",
@@ -159,6 +183,10 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"answer_desk", "plots"}),
         "a page of figures and of what the desk told",
     ),
+    "http_service": (
+        frozenset({"answer_desk", "metrics", "status_page"}),
+        "a transport of the desk, and the pages of the others",
+    ),
     "record_keeping": (frozenset({"answer_desk"}), "it keeps what the desk tells"),
     "attribution": (
         frozenset({"forecast_engine", "market_view"}),
@@ -175,7 +203,7 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
         "it replays market by market",
     ),
     "lgbm_trainer": (
-        frozenset({"lgbm_predictor", "model_store"}),
+        frozenset({"lgbm_predictor", "model_store", "scheduled_events"}),
         "validation uses the models as they are served, then publishes them",
     ),
 }

@@ -1,0 +1,463 @@
+"""The page that an operator keeps open: one look says whether all is well.
+
+Rendered here from facts, records and log lines that lie in memory, on a thread
+of the caller and never on an event loop; a page is good for some seconds, and a
+picture for as long as the bars behind it. Everything that comes from outside is
+escaped by the template; only our own figures are not. Callers are named, wallets,
+keys and settings never.
+"""
+
+import logging
+import re
+import statistics
+import threading
+import time
+from base64 import b64encode
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from answer_desk import ANSWERED, AnswerRecord, DeskLoad, Outcome
+from config import DAY_S, FREQUENCIES, Frequency
+from errors import MinerError
+from miner_facts import STALE_BARS, FactSource, MarketFacts
+from own_scores import OwnScore, Pair
+from plots import CSS_COLOURS, small_fan, svg_markup
+
+TEMPLATE: Final = "status_page.html.j2"
+PAGE_S: Final = 5.0  # a rendered page is good for so long
+REFRESH_S: Final = 15  # the page asks for a new one so often
+SHOWN_REQUESTS: Final = 12
+SHOWN_LINES: Final = 12
+KEPT_REQUESTS: Final = 4_000
+KEPT_LINES: Final = 50
+LINE_LENGTH: Final = 300
+COURSE_POINTS: Final = 24
+STALE_PRICE_S: Final = 120.0
+COURSE_RANGE: Final = 0.05  # a small ratio does not fill the picture
+WIDEST_GAIN: Final = 0.08  # against ewma_t: the full width of a bar
+FREQUENCY_NAMES: Final = {Frequency.HF: "1 hour", Frequency.LF: "24 hours"}
+RUNG_NAMES: Final = {
+    "lightgbm": "LightGBM",
+    "calibrated_ewma": "EWMA, calibrated",
+    "profile_ewma": "EWMA, no models",
+    "prior": "documented volatility",
+}
+BEST_RUNG: Final = "lightgbm"
+
+log = logging.getLogger(__name__)
+
+
+# ---------------------------------------------------------------- what happened lately
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLine:
+    """A warning or an error, and how often it came in a row."""
+
+    at: float  # real Unix seconds, of the last one
+    level: str
+    text: str
+    count: int = 1
+
+
+class RecentLog(logging.Handler):
+    """Keeps the last warnings and errors. Add it to the root logger."""
+
+    _EXTRAS: Final = ("duty", "asset", "frequency", "status", "reason")
+    # What looks like a key or a seed; no line should hold one, and no page will.
+    _SECRET: Final = re.compile(r"\b(0x)?[0-9a-fA-F]{64,}\b")
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._lines: deque[LogLine] = deque(maxlen=KEPT_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the line; the same again only counts."""
+        text = self._text(record)
+        line = LogLine(at=record.created, level=record.levelname.lower(), text=text)
+        if self._lines and (self._lines[0].level, self._lines[0].text) == (line.level, text):
+            line = replace(line, count=self._lines.popleft().count + 1)
+        self._lines.appendleft(line)
+
+    def lines(self) -> list[LogLine]:
+        """The latest first."""
+        self.acquire()
+        try:
+            return list(self._lines)
+        finally:
+            self.release()
+
+    def _text(self, record: logging.LogRecord) -> str:
+        parts = [record.getMessage()]
+        parts += [str(getattr(record, name)) for name in self._EXTRAS if hasattr(record, name)]
+        if record.exc_info and record.exc_info[0]:
+            parts.append(f"{record.exc_info[0].__name__}: {record.exc_info[1]}")
+        text = self._SECRET.sub("[hidden]", " · ".join(parts))
+        return text if len(text) <= LINE_LENGTH else f"{text[:LINE_LENGTH]}…"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLine:
+    """A request as the page shows it."""
+
+    at: float
+    asset: str
+    caller: str
+    transport: str
+    outcome: Outcome
+    ms: float
+    note: str  # the rung that answered, or why not
+
+    @property
+    def answered(self) -> bool:
+        """Whether the caller got paths."""
+        return self.outcome in ANSWERED
+
+
+class RecentRequests:
+    """Keeps what an hour's figures need. `observe` is an observer of the desk."""
+
+    def __init__(self) -> None:
+        self._lines: deque[RequestLine] = deque(maxlen=KEPT_REQUESTS)
+        self._turned_away: deque[float] = deque(maxlen=KEPT_REQUESTS)
+
+    def observe(self, record: AnswerRecord) -> None:
+        """Keep one request; those turned away unread are only counted, there may be a flood."""
+        if record.outcome is Outcome.TURNED_AWAY:
+            self._turned_away.append(record.at)
+            return
+        rung = record.diagnostics.rung if record.diagnostics else None
+        asset = record.request.asset if record.request else ""
+        if record.diagnostics:
+            asset = f"{asset} {FREQUENCY_NAMES[Frequency(record.diagnostics.frequency)]}"
+        line = RequestLine(
+            at=record.at,
+            asset=_clip(asset, 24),
+            caller=_shortened(record.caller.name),
+            transport=record.caller.transport,
+            outcome=record.outcome,
+            ms=record.ms,
+            note=RUNG_NAMES.get(rung, rung) if rung else _clip(record.reason or "", 120),
+        )
+        self._lines.append(line)
+
+    def since(self, moment: float) -> list[RequestLine]:
+        """Requests since then, the latest first."""
+        return [line for line in reversed(self._lines.copy()) if line.at >= moment]
+
+    def turned_away_since(self, moment: float) -> int:
+        """How many requests were turned away unread since then; counts to some thousands."""
+        return sum(at >= moment for at in self._turned_away.copy())
+
+
+def _clip(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+def _shortened(name: str) -> str:
+    """A hotkey by its ends, as explorers show it."""
+    return name if len(name) <= 16 else f"{name[:6]}…{name[-6:]}"
+
+
+# ---------------------------------------------------------------- what the page shows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """One market: its picture and the facts under it."""
+
+    facts: MarketFacts
+    span: str  # "1 hour"
+    fan: Markup | None
+    rung: str | None
+    notes: tuple[str, ...]
+    price_age_s: float | None
+    bar_age_s: float | None
+    model_age_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRow:
+    """Scored answers of one market."""
+
+    name: str
+    own: OwnScore
+    gain: float  # score over that of ewma_t, minus one; below zero is better
+    course: Markup | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hour:
+    """Figures of the requests of the last hour."""
+
+    answered: int
+    refused: int
+    median_ms: float | None
+    slowest_ms: float | None
+    outcomes: Sequence[tuple[str, int]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Drawn:
+    key: tuple[object, ...]
+    fan: Markup | None
+    rung: str | None
+    notes: tuple[str, ...]
+
+
+class StatusPage:
+    """Renders the page; thread-safe, one rendering at a time, kept for some seconds."""
+
+    def __init__(
+        self,
+        source: FactSource,
+        load: Callable[[], DeskLoad],
+        requests: RecentRequests,
+        lines: RecentLog,
+        *,
+        memory: Callable[[], float | None] = lambda: None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source = source
+        self._load = load
+        self._requests = requests
+        self._lines = lines
+        self._memory = memory
+        self._monotonic = monotonic
+        self._began = monotonic()
+        self._lock = threading.Lock()
+        self._drawn: dict[Pair, _Drawn] = {}
+        self._page = b""
+        self._good_until = -1.0
+
+    def render(self) -> bytes:
+        """The page as UTF-8 HTML; up to seconds of work when pictures must be drawn."""
+        with self._lock:
+            if self._monotonic() >= self._good_until:
+                self._page = self._render().encode()
+                self._good_until = self._monotonic() + PAGE_S
+            return self._page
+
+    def _render(self) -> str:
+        facts = self._source.facts()
+        rows = [_score_row(market, market.own) for market in facts.markets if market.own]
+        return _template().render(
+            facts=facts,
+            cards=[self._card(market, facts.now) for market in facts.markets],
+            rows=rows,
+            gain=_weighted([(row.own.answers, row.gain) for row in rows]),
+            covered=_weighted([(row.own.answers, row.own.covered) for row in rows]),
+            hour=_hour(self._requests.since(facts.now - 3600)),
+            turned_away=self._requests.turned_away_since(facts.now - 3600),
+            requests=self._requests.since(0)[:SHOWN_REQUESTS],
+            lines=self._lines.lines()[:SHOWN_LINES],
+            load=self._load(),
+            memory=self._memory(),
+            uptime_s=self._monotonic() - self._began,
+            oldest_s=max(
+                (facts.now - m.trained_until for m in facts.markets if m.trained_until is not None),
+                default=None,
+            ),
+            colours=CSS_COLOURS,
+            refresh_s=REFRESH_S,
+            script=Markup(SCRIPT),  # noqa: S704  # our own
+        )
+
+    def _card(self, market: MarketFacts, now: float) -> Card:
+        drawn = self._draw(market, now)
+        return Card(
+            facts=market,
+            span=FREQUENCY_NAMES[market.frequency],
+            fan=drawn.fan,
+            rung=drawn.rung,
+            notes=drawn.notes,
+            price_age_s=None if market.price_ts is None else now - market.price_ts,
+            bar_age_s=None if market.last_bar_ts is None else now - market.last_bar_ts,
+            model_age_s=None if market.trained_until is None else now - market.trained_until,
+        )
+
+    def _draw(self, market: MarketFacts, now: float) -> _Drawn:
+        """The market's picture, drawn again with every bar and every model."""
+        key = (now // FREQUENCIES[market.frequency].bar_s, market.trained_until)
+        drawn = self._drawn.get(market.pair)
+        if drawn is None or drawn.key != key:
+            drawn = self._drawn[market.pair] = self._draw_anew(market, key)
+        return drawn
+
+    def _draw_anew(self, market: MarketFacts, key: tuple[object, ...]) -> _Drawn:
+        try:
+            forecast, history = self._source.fan(*market.pair)
+        except MinerError as error:
+            return _Drawn(key, None, None, (str(error),))
+        label = f"{_market_name(market)}: known prices and the forecast's bands"
+        fan = Markup(svg_markup(small_fan(forecast, history), label=label))  # noqa: S704  # ours
+        return _Drawn(key, fan, forecast.diagnostics.rung, forecast.diagnostics.notes)
+
+
+def _market_name(market: MarketFacts) -> str:
+    return f"{market.asset} {FREQUENCY_NAMES[market.frequency]}"
+
+
+def _hour(lines: Sequence[RequestLine]) -> Hour:
+    times = [line.ms for line in lines if line.answered]
+    outcomes = Counter(line.outcome.value for line in lines)
+    return Hour(
+        answered=len(times),
+        refused=len(lines) - len(times),
+        median_ms=statistics.median(times) if times else None,
+        slowest_ms=max(times, default=None),
+        outcomes=outcomes.most_common(),
+    )
+
+
+def _weighted(values: Sequence[tuple[int, float]]) -> float | None:
+    total = sum(weight for weight, _ in values)
+    return sum(weight * value for weight, value in values) / total if total else None
+
+
+def _score_row(market: MarketFacts, own: OwnScore) -> ScoreRow:
+    return ScoreRow(name=_market_name(market), own=own, gain=own.ratio - 1, course=_course(own))
+
+
+def _course(own: OwnScore) -> Markup | None:
+    """The ratio to ewma_t along time as a line of its own; below the rule is better."""
+    if len(own.course) < COURSE_POINTS:
+        return None
+    parts = np.array_split(np.array(own.course), COURSE_POINTS)
+    ratio = np.array([part[:, 1].sum() / max(part[:, 2].sum(), 1e-9) for part in parts])
+    half = max(float(np.abs(ratio - 1).max()), COURSE_RANGE)
+    x = np.linspace(2, 118, COURSE_POINTS)
+    y = 13 + 11 * (ratio - 1) / half
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+    return Markup(  # noqa: S704  # numbers only
+        '<svg class="course" viewBox="0 0 120 26" role="img" aria-label="score over that of '
+        f'ewma_t along time, lately {ratio[-1]:.3f}"><path class="rule" d="M0 13H120"/>'
+        f'<polyline points="{points}"/></svg>'
+    )
+
+
+# ---------------------------------------------------------------- the template
+
+
+def _age(seconds: float | None) -> str:
+    """E.g. `41 s`, `5 min`, `3.2 h`, `2.1 d`."""
+    if seconds is None:
+        return "–"
+    for unit, name, decimals in ((DAY_S, "d", 1), (3600, "h", 1), (60, "min", 0)):
+        if seconds >= 2 * unit or (unit == DAY_S and seconds >= unit):
+            return f"{seconds / unit:.{decimals}f} {name}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def _price(price: float | None) -> str:
+    """Six digits at least, thousands apart."""
+    if price is None:
+        return "–"
+    decimals = int(np.clip(5 - np.floor(np.log10(max(price, 1e-9))), 0, 8))
+    return f"{price:,.{min(decimals, 2) if price >= 100 else decimals}f}"
+
+
+def _percent(share: float | None, decimals: int = 1) -> str:
+    return "–" if share is None or not np.isfinite(share) else f"{100 * share:.{decimals}f} %"
+
+
+def _signed(share: float | None) -> str:
+    """A change in per cent with its sign, the minus a real one."""
+    if share is None or not np.isfinite(share):
+        return "–"
+    return f"{round(100 * share, 1) + 0.0:+.1f} %".replace("-", "\N{MINUS SIGN}")
+
+
+def _clock(ts: float) -> str:
+    return f"{datetime.fromtimestamp(ts, UTC):%H:%M:%S}"
+
+
+def _day(ts: float) -> str:
+    return f"{datetime.fromtimestamp(ts, UTC):%-d %b %Y}"
+
+
+def _bytes(count: float | None) -> str:
+    return "–" if count is None else f"{count / 2**20:,.0f} MB"
+
+
+def _milliseconds(ms: float | None) -> str:
+    return "–" if ms is None else f"{ms:,.0f} ms"
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "age": _age,
+        "price": _price,
+        "percent": _percent,
+        "signed": _signed,
+        "clock": _clock,
+        "day": _day,
+        "bytes": _bytes,
+        "ms": _milliseconds,
+    }
+    environment.globals |= {
+        "best_rung": BEST_RUNG,
+        "rung_names": RUNG_NAMES,
+        "stale_price_s": STALE_PRICE_S,
+        "frequencies": FREQUENCIES,
+        "stale_bars": STALE_BARS,
+        "widest": WIDEST_GAIN,
+    }
+    return environment.get_template(TEMPLATE)
+
+
+# Replaces what is on the page by what a new one says, the reader's place kept; when
+# no new one comes, it says since when, for a still page looks like a healthy one.
+SCRIPT: Final = """
+(() => {
+  const every = Number(document.documentElement.dataset.refresh) * 1000;
+  const renew = async () => {
+    try {
+      const answer = await fetch(location.href, {cache: "no-store"});
+      if (!answer.ok) throw new Error(answer.status);
+      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+      document.getElementById("live").replaceWith(fresh.getElementById("live"));
+      document.title = fresh.title;
+      document.getElementById("lost").hidden = true;
+    } catch {
+      const lost = document.getElementById("lost");
+      if (lost.hidden) {
+        document.title = "No contact · LGBM Miner";
+        lost.textContent = "No contact with the miner since " +
+          new Date().toISOString().slice(11, 19) + " UTC; what is below is of before.";
+        lost.hidden = false;
+      }
+    }
+    setTimeout(renew, every);
+  };
+  setTimeout(renew, every);
+})();
+"""
+_SCRIPT_HASH: Final = b64encode(sha256(SCRIPT.encode()).digest()).decode()
+HEADERS: Final = {
+    "content-security-policy": (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_SCRIPT_HASH}'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-store",
+}
