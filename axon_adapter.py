@@ -85,6 +85,7 @@ def _import_bittensor() -> Any:
     print its log lines to stdout. Raises: ConfigError if it is not installed.
     """
     os.environ["BT_NO_PARSE_CLI_ARGS"] = "1"
+    logging.getLogger("bittensor").setLevel(logging.WARNING)  # it speaks while it is imported
     before = {logger: (logger.level, list(logger.handlers)) for logger in _loggers()}
     try:
         import bittensor
