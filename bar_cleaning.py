@@ -26,6 +26,7 @@ _LATEST_TS: Final = 4_102_444_800  # 2100-01-01
 _SPIKE_FACTOR: Final = 8.0  # "about ten", leaving the market some room to move meanwhile
 MAX_PRICE: Final = 1e12  # of anything, in any currency
 MAX_SPIKE_BARS: Final = 3  # a level that lasts longer is believed
+SPIKE: Final = "spike of about ×10 or more that reverts"
 
 _PRICES: Final = ("open", "high", "low", "close")
 _COLUMNS: Final = (*_PRICES, "volume", "trades", "taker_volume")
@@ -107,7 +108,7 @@ class BarSieve:
         self.drop(self.close >= MAX_PRICE, "close is too large to be a price")
         self._sort()
         self.drop(np.diff(self.ts, append=-1) == 0, "a later row has the same time")
-        self.drop(find_spikes(self.close), "spike of about ×10 or more that reverts")
+        self.drop(find_spikes(self.close), SPIKE)
         self._blank_impossible_values()
         prices = {name: self.columns[name] for name in (*_PRICES, "volume")}
         return Candles(

@@ -237,6 +237,18 @@ def progress() -> Progress:
 
 
 @contextmanager
+def showing_days() -> Iterator[Callable[[int, int, str], None]]:
+    """A bar of days that are fetched; moved by calls with days done, days in all, and what."""
+    with progress() as bars:
+        line = bars.add_task("bars", total=None, visible=False)
+
+        def show(done: int, total: int, what: str) -> None:
+            bars.update(line, completed=done, total=total, description=what, visible=True)
+
+        yield show
+
+
+@contextmanager
 def showing_progress(totals: Mapping[str, int], context: SpawnContext) -> Iterator[Events]:
     """One bar per name, moved by what worker processes put into the queue it yields.
 

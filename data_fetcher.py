@@ -1,8 +1,8 @@
 """Where bars come from: the seam between the miner and its price sources.
 
-Owns the `BarSource` protocol and the sources of this version (Parquet archives
-and the simulated market); what they deliver is cleaned by `bar_cleaning`. Bars of
-different feeds are never merged: every series is read from one feed alone. Arrow
+Owns the `BarSource` protocol and the sources: Parquet archives, the simulated
+market, and the live feeds as the collector stored them. What archives deliver is
+cleaned by `bar_cleaning`; an archive's series is read from one feed alone. Arrow
 tables end here; the rest of the program sees `domain.Bars`.
 
 An archive folder holds either `<ASSET>_<1m|5m>.parquet` files with the columns
@@ -14,11 +14,12 @@ has both for an asset, the single file is used.
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Protocol
+from threading import Lock
+from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -34,9 +35,23 @@ from bar_cleaning import (
     bars_from_minutes,
     summarise_set_aside,
 )
-from config import ASSETS, FREQUENCIES, Frequency, Settings, asset_spec
+from bar_store import BarStore, FileMark
+from clock import Clock, open_clock
+from config import (
+    ASSETS,
+    DAY_S,
+    FREQUENCIES,
+    VENUE_BARS_KEPT,
+    FeedPlan,
+    Frequency,
+    Settings,
+    asset_spec,
+    feed_plans,
+    protocol_profile,
+)
 from domain import Bars, MarketHistory
 from errors import ConfigError, DataError, SourceUnavailable
+from feed_seams import coarse_bars, in_time_order, join_feeds, take_rows
 from simulated_market import simulate_bars
 
 # ---------------------------------------------------------------- the seam
@@ -79,11 +94,22 @@ class BarSource(Protocol):
         """Unix seconds: the clock, or the latest end of a bar over all assets."""
 
 
-def open_source(settings: Settings) -> BarSource:
-    """The source that the settings name.
+@runtime_checkable
+class GrowingSource(BarSource, Protocol):
+    """A source whose bars grow and are corrected while it is read."""
 
-    Raises: ConfigError if a needed setting is missing; SourceUnavailable if the
-    folder has nothing to read or the source is not part of this version.
+    def recent(self, asset: str, frequency: Frequency) -> MarketHistory | None:
+        """The last days of bars; the same object again while nothing changed.
+
+        None while the scored feed has no bar of the asset.
+        """
+
+
+def open_source(settings: Settings) -> BarSource:
+    """The source that the settings name; opening one reads no bars and calls no host.
+
+    Raises: ConfigError if a setting is missing or bad; SourceUnavailable if the
+    folder has nothing to read.
     """
     if settings.source == "simulated":
         return SimulatedSource(seed=settings.seed)
@@ -93,9 +119,163 @@ def open_source(settings: Settings) -> BarSource:
                 "source 'archive' needs a folder of Parquet files; name it with --archive-dir."
             )
         return ArchiveSource(settings.archive_dir)
-    raise SourceUnavailable(
-        f"source {settings.source!r} is a live feed, which this version does not have yet; "
-        "use --source archive with --archive-dir, or --source simulated."
+    return LiveSource(settings, open_clock(settings))
+
+
+# ---------------------------------------------------------------- live
+
+
+class LiveSource:
+    """What the collector stored of live feeds (`bars/` in the state folder).
+
+    It calls no host itself: whatever is stored can be read, also while every feed
+    is unreachable. LF bars are made of minutes, and are the feed's own five-minute
+    bars where minutes are missing; time before the scored feed's first bar, and
+    holes of days, show other feeds' bars on the scored feed's level.
+    """
+
+    live: Final = True
+    unknown_assets: Final[tuple[str, ...]] = ()
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self.name = settings.source
+        self.plans = feed_plans(settings.source, protocol_profile(settings.profile))
+        self._clock = clock
+        self._days = settings.days
+        self._memory_days = settings.memory_days
+        self._store = BarStore(settings.state_dir)
+        self._windows: dict[tuple[str, str, int], _Window] = {}
+        self._recent: dict[tuple[str, Frequency], tuple[_Parts, MarketHistory | None]] = {}
+        self._lock = Lock()
+
+    def frequencies(self) -> Mapping[str, tuple[Frequency, ...]]:
+        """What the profile asks, whether or not there are bars yet."""
+        return {asset: plan.frequencies for asset, plan in self.plans.items()}
+
+    def now(self) -> int:
+        """The clock, Unix seconds."""
+        return int(self._clock.now())
+
+    def load(self, asset: str, frequency: Frequency) -> LoadedHistory:
+        """Stored bars of as many days as the settings say.
+
+        Raises: UnknownAsset; DataError if the scored feed has no bar of it yet.
+        """
+        if frequency not in _require_asset(asset, self):
+            raise DataError(
+                f"no validator asks {asset} at {frequency.value} under this profile; it is asked "
+                f"at {', '.join(entry.value for entry in self.plans[asset].frequencies)}."
+            )
+        start = self._first_day(self._days)
+        parts = self._parts(
+            self.plans[asset],
+            frequency,
+            lambda venue, bar_s: self._store.load(venue, asset, bar_s, start),
+        )
+        history = _live_history(asset, frequency, parts, self.name)
+        if history is None:
+            raise DataError(
+                f"no bar of {asset} from {self.plans[asset].scored.name} is stored yet; let "
+                "train_models.py or miner.py collect some while the feed can be reached."
+            )
+        return LoadedHistory(history=history, set_aside=())
+
+    def recent(self, asset: str, frequency: Frequency) -> MarketHistory | None:
+        """The last `memory_days`; the same object again while nothing changed."""
+        with self._lock:
+            start = self._first_day(self._memory_days)
+            parts = self._parts(
+                self.plans[asset],
+                frequency,
+                lambda venue, bar_s: self._window(venue, asset, bar_s).read(start),
+            )
+            held = self._recent.get((asset, frequency))
+            if held is None or any(old is not new for old, new in zip(held[0], parts, strict=True)):
+                held = parts, _live_history(asset, frequency, parts, self.name)
+                self._recent[asset, frequency] = held
+            return held[1]
+
+    def _parts(
+        self, plan: FeedPlan, frequency: Frequency, read: Callable[[str, int], Bars | None]
+    ) -> "_Parts":
+        """The scored feed's minutes, its own coarser bars, and the other feeds' minutes."""
+        scored, bar_s = plan.scored.venue, FREQUENCIES[frequency].bar_s
+        has_coarse = bar_s != MINUTE_S and scored in VENUE_BARS_KEPT
+        return (
+            read(scored.value, MINUTE_S),
+            read(scored.value, bar_s) if has_coarse else None,
+            *(read(feed.venue.value, MINUTE_S) for feed in plan.others),
+        )
+
+    def _window(self, venue: str, asset: str, bar_s: int) -> "_Window":
+        key = (venue, asset, bar_s)
+        if key not in self._windows:
+            self._windows[key] = _Window(self._store, key)
+        return self._windows[key]
+
+    def _first_day(self, days: float) -> int:
+        """A midnight that lies the days back, so that windows move once a day."""
+        return int(self.now() // DAY_S - days) * DAY_S
+
+
+_Parts: TypeAlias = tuple[Bars | None, ...]
+
+
+class _Window:
+    """The stored bars of one series since some day; a read takes in what was written since."""
+
+    def __init__(self, store: BarStore, series: tuple[str, str, int]) -> None:
+        self._store = store
+        self._series = series
+        self._marks: dict[int, FileMark] = {}
+        self._bars: Bars | None = None
+
+    def read(self, start: int) -> Bars | None:
+        """The bars from `start` on; the same object while their files are the same."""
+        marks = self._store.marks(*self._series, start)
+        if marks != self._marks:
+            kept = {day for day, mark in marks.items() if self._marks.get(day) == mark}
+            changed = sorted(marks.keys() - kept)
+            parts = [self._part(day, day) for day in changed]
+            if len(changed) == len(marks) and changed:  # the first time: one pass
+                parts = [self._part(changed[0], changed[-1])]
+            held = [part for part in (self._held(kept), *parts) if part is not None and len(part)]
+            self._bars = in_time_order(held) if held else None
+            self._marks = marks
+        return self._bars
+
+    def _held(self, days: set[int]) -> Bars | None:
+        if self._bars is None:
+            return None
+        return take_rows(self._bars, np.isin(self._bars.open_ts // DAY_S, sorted(days)))
+
+    def _part(self, first: int, last: int) -> Bars | None:
+        end = (last + 1) * DAY_S + self._series[2] - 1
+        return self._store.load(*self._series, first * DAY_S, end)
+
+
+def _live_history(
+    asset: str, frequency: Frequency, parts: _Parts, source: str
+) -> MarketHistory | None:
+    minutes, own, *others = parts
+    price_bars = own if minutes is None else minutes
+    if price_bars is None:
+        return None
+    bar_s = FREQUENCIES[frequency].bar_s
+    bars = minutes if bar_s == MINUTE_S else coarse_bars(minutes, own, bar_s=bar_s)
+    coarse = [
+        other if bar_s == MINUTE_S else bars_from_minutes(other, bar_s=bar_s)
+        for other in others
+        if other is not None
+    ]
+    if bars is None:
+        return None
+    return MarketHistory(
+        asset=asset,
+        frequency=frequency,
+        bars=join_feeds(bars, coarse),
+        price_bars=price_bars,
+        source=source,
     )
 
 

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from bar_cleaning import bars_from_minutes
 from domain import Bars
@@ -20,6 +21,7 @@ from domain import Bars
 # A closed market is no hole; a miner that was off for longer than this leaves one.
 HOLE_S: Final = 4 * 86_400
 _PRICES: Final = ("open", "high", "low", "close")
+_COLUMNS: Final = ("open_ts", *_PRICES, "volume")
 
 
 def coarse_bars(minutes: Bars | None, own: Bars | None, *, bar_s: int) -> Bars | None:
@@ -27,8 +29,8 @@ def coarse_bars(minutes: Bars | None, own: Bars | None, *, bar_s: int) -> Bars |
     built = None if minutes is None else bars_from_minutes(minutes, bar_s=bar_s)
     if built is None or own is None:
         return own if built is None else built
-    extra = _rows(own, ~np.isin(own.open_ts, built.open_ts))
-    return _in_order([built, extra]) if len(extra) else built
+    extra = take_rows(own, ~np.isin(own.open_ts, built.open_ts))
+    return in_time_order([built, extra]) if len(extra) else built
 
 
 def join_feeds(scored: Bars, others: Sequence[Bars]) -> Bars:
@@ -41,7 +43,7 @@ def join_feeds(scored: Bars, others: Sequence[Bars]) -> Bars:
     for other in others:
         pieces = _filled(pieces, other)
     joined = [piece.bars for piece in _levelled(pieces)]
-    return _in_order([replace(bars, feed=scored.feed) for bars in joined]) if joined else scored
+    return in_time_order([replace(bars, feed=scored.feed) for bars in joined]) if joined else scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ def _split(series: Bars) -> list[_Piece]:
     cuts = np.flatnonzero(np.diff(series.open_ts) >= HOLE_S) + 1
     edges = [0, *cuts.tolist(), len(series)]
     return [
-        _Piece(_rows(series, slice(low, high)), series)
+        _Piece(take_rows(series, slice(low, high)), series)
         for low, high in pairwise(edges)
         if low < high
     ]
@@ -113,19 +115,19 @@ def _scaled(bars: Bars, ratio: float) -> Bars:
     return replace(bars, **{name: ratio * getattr(bars, name) for name in _PRICES})
 
 
-def _rows(bars: Bars, rows: slice | np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Bars:
-    columns = ("open_ts", *_PRICES, "volume")
-    return replace(bars, **{name: getattr(bars, name)[rows] for name in columns})
+def take_rows(bars: Bars, rows: slice | npt.NDArray[np.bool_]) -> Bars:
+    """Some of the bars (a view for a slice)."""
+    columns: dict[str, Any] = {name: getattr(bars, name)[rows] for name in _COLUMNS}
+    return replace(bars, **columns)
 
 
-def _in_order(parts: Iterable[Bars]) -> Bars:
-    """All bars of parts that share no time, in time order."""
+def in_time_order(parts: Iterable[Bars]) -> Bars:
+    """All bars of one or more parts that share no time, in time order."""
     held = list(parts)
     if len(held) == 1:
         return held[0]
     order = np.argsort(np.concatenate([part.open_ts for part in held]), kind="stable")
     columns: dict[str, Any] = {
-        name: np.concatenate([getattr(part, name) for part in held])[order]
-        for name in ("open_ts", *_PRICES, "volume")
+        name: np.concatenate([getattr(part, name) for part in held])[order] for name in _COLUMNS
     }
     return replace(held[0], **columns)

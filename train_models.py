@@ -5,8 +5,10 @@
     python train_models.py --asset BTC --asset XAU --source archive --archive-dir bars
     python train_models.py --until 2025-12-01  # as of a moment
 
-A set becomes visible in one step when it is complete; the one before it stays
-for roll-back. Sets that could be trained are kept when others fail.
+With a live source, bars that are missing are fetched first; an interrupt loses
+nothing that was fetched. A set becomes visible in one step when it is complete;
+the one before it stays for roll-back. Sets that could be trained are kept when
+others fail.
 """
 
 import logging
@@ -15,10 +17,15 @@ import signal
 from argparse import ArgumentParser, Namespace
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass
+from threading import Event
 from typing import Any, Final
 
 from bar_cleaning import summarise_set_aside
+from bar_store import BarStore
+from clock import open_clock
+from collector import Collector
 from config import ASSETS, Frequency, Settings, protocol_profile
 from console import (
     Events,
@@ -30,14 +37,20 @@ from console import (
     run_script,
     script_parser,
     settings_from,
+    showing_days,
     showing_progress,
     table,
 )
-from data_fetcher import BarSource, open_source
-from errors import DataError, MinerError
-from lgbm_trainer import LeadReport, TrainingResult, progress_steps, train
+from data_fetcher import BarSource, LiveSource, open_source
+from errors import DataError, MinerError, SourceUnavailable
+from feeds import open_feeds
+from lgbm_trainer import LeadReport, TrainingResult, fit_window, progress_steps, train
 from model_store import publish_set
+from pool_store import histories_of, pooled_priors
+from quarantine import Quarantine
 from state_store import locked
+
+POOL_FOLDER: Final = "pool"  # beside the sets of the assets
 
 log = logging.getLogger("train_models")
 
@@ -64,6 +77,11 @@ def parser() -> ArgumentParser:
         help="train as of this moment, ISO 8601, UTC (default: the end of the bars)",
     )
     options.add_argument(
+        "--stored-only",
+        action="store_true",
+        help="for live sources: train on the bars that are stored, fetch none",
+    )
+    options.add_argument(
         "--jobs", metavar="N", help="sets trained side by side (default: the number of cores)"
     )
     add_common_arguments(options)
@@ -77,6 +95,8 @@ def main() -> int:
     configure_logging("warning")
     source = open_source(settings)
     pairs, failures = choose_pairs(source, args)
+    if isinstance(source, LiveSource) and pairs and not args.stored_only:
+        collect_bars(source, settings, list(dict.fromkeys(asset for asset, _ in pairs)))
     results: list[TrainingResult] = []
     if pairs:
         with locked(settings.model_dir, "training"):
@@ -111,6 +131,36 @@ def choose_pairs(source: BarSource, args: Namespace) -> tuple[list[Pair], list[s
     if not pairs and not failures:
         failures.append(f"no asset of this source has bars for {' or '.join(wanted)} models.")
     return pairs, failures
+
+
+def collect_bars(source: LiveSource, settings: Settings, assets: list[str]) -> None:
+    """Bring the stored bars of the assets up to now; what is there is not fetched again.
+
+    Raises: SourceUnavailable if a scored feed fails. A feed that only adds history
+    may: its absence is named.
+    """
+    clock, stop = open_clock(settings), Event()
+    feeds = open_feeds(settings, clock, sleep=stop.wait)
+    with ExitStack() as opened:
+        for feed in feeds.values():
+            opened.callback(feed.close)
+        collector = Collector(
+            {asset: source.plans[asset] for asset in assets},
+            feeds,
+            BarStore(settings.state_dir),
+            Quarantine(settings.state_dir),
+            clock,
+            days=settings.days,
+        )
+        scored = {source.plans[asset].scored.name for asset in assets}
+        with showing_days() as progress:
+            failures = collector.backfill(progress=progress, stop=stop).failures
+        if not scored & failures.keys():
+            failures |= collector.collect().failures
+    for name in scored & failures.keys():
+        raise SourceUnavailable(failures[name])
+    for sentence in dict.fromkeys(failures.values()):
+        note(sentence)
 
 
 def _other(frequency: Frequency) -> str:
@@ -174,15 +224,19 @@ def _end_when_interrupted() -> None:
 
 def _run(task: Task, events: Events) -> tuple[TrainingResult, list[str]]:
     """In the worker: load the bars, train, report every step."""
-    loaded = open_source(task.settings).load(task.asset, task.frequency)
+    source = open_source(task.settings)
+    loaded = source.load(task.asset, task.frequency)
     history = loaded.history if task.until is None else loaded.history.known_at(task.until)
     if not len(history.bars):
         raise DataError(f"{task.name}: no bars are known by --until; choose a later moment.")
+    first, last = fit_window(history, task.settings.days)
+    peers = histories_of(source, task.frequency)
     result = train(
         history,
         days=task.settings.days,
         seed=task.settings.seed,
         profile=protocol_profile(task.settings.profile),
+        priors=pooled_priors(peers, first, last, task.settings.model_dir / POOL_FOLDER),
         progress=lambda step: events.put((task.name, step)),
     )
     return result, [

@@ -1,21 +1,26 @@
 """Reading archives: what is used, what is set aside and named, what is refused."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bar_cleaning import summarise_set_aside
-from config import Frequency, Settings
+from bar_store import BarStore
+from config import DAY_S, Frequency, Settings
 from data_fetcher import (
     ArchiveSource,
+    GrowingSource,
+    LiveSource,
     SimulatedSource,
     open_source,
 )
+from domain import Bars
 from errors import ConfigError, DataError, SourceUnavailable, UnknownAsset
 
 START = 1_764_547_200  # 2025-12-01, midnight UTC
@@ -412,13 +417,15 @@ def test_a_single_file_wins_over_partitions(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["venue", "pyth"])
-def test_live_sources_say_that_they_are_not_there_yet(name):
-    with pytest.raises(SourceUnavailable) as error:
-        open_source(Settings(source=name))
-    text = one_sentence(error)
-    assert name in text
-    assert "--source archive" in text
-    assert "--source simulated" in text
+def test_a_live_source_opens_without_a_bar_and_without_a_feed(name):
+    source = open_source(Settings(source=name))
+    assert (source.name, source.live, source.unknown_assets) == (name, True, ())
+    assert isinstance(source, GrowingSource)
+    assert source.frequencies()["BTC"] == tuple(Frequency)
+    assert source.recent("BTC", Frequency.HF) is None
+    with pytest.raises(DataError) as error:
+        source.load("BTC", Frequency.HF)
+    assert "no bar of BTC from" in one_sentence(error)
 
 
 def test_an_archive_needs_a_folder(tmp_path):
@@ -448,3 +455,120 @@ def test_all_simulated_markets_are_open_when_the_history_ends():
     source = SimulatedSource(days=5)
     ends = {asset: source.load(asset, Frequency.HF).history.anchor_ts for asset in source.assets}
     assert set(ends.values()) == {source.end_ts}
+
+
+# ---------------------------------------------------------------- live
+
+LIVE_NOW = 1_765_800_000  # 2025-12-15 12:00 UTC
+
+
+@dataclass
+class StillClock:
+    time: float = LIVE_NOW
+
+    def now(self):
+        return self.time
+
+
+def live_bars(first, last, feed, *, bar_s=60, level=100.0):
+    """Bars that open from `first` to before `last`, of one price of the world at some level."""
+    ts = np.arange(-(-first // bar_s) * bar_s, last, bar_s, dtype=np.int64)
+    close = level * np.exp(np.sin((ts + bar_s) / 7e4) / 20)
+    none = np.full(len(ts), np.nan)
+    return Bars(
+        open_ts=ts, open=none, high=none, low=none, close=close, volume=none, bar_s=bar_s, feed=feed
+    )
+
+
+@pytest.fixture
+def live(tmp_path):
+    """A live source with three days of minutes, seventeen of five minutes, and older history."""
+    store = BarStore(tmp_path)
+    gold = "hyperliquid:xyz:GOLD"
+    store.append("hyperliquid", "XAU", live_bars(LIVE_NOW - 3 * DAY_S, LIVE_NOW, gold))
+    store.append("hyperliquid", "XAU", live_bars(LIVE_NOW - 17 * DAY_S, LIVE_NOW, gold, bar_s=300))
+    token = live_bars(LIVE_NOW - 26 * DAY_S, LIVE_NOW - 16 * DAY_S, "pyth:XAUT", level=7.0)
+    store.append("pyth", "XAU", token)
+    store.append("binance", "BTC", live_bars(LIVE_NOW - 18 * DAY_S, LIVE_NOW, "binance:BTCUSDT"))
+    return LiveSource(Settings(state_dir=tmp_path, days=25, memory_days=15), StillClock()), store
+
+
+def test_lf_history_is_made_of_minutes_own_bars_and_other_feeds_on_one_level(live):
+    source, _ = live
+    history = source.load("XAU", Frequency.LF).history
+    whole = live_bars(LIVE_NOW - 25 * DAY_S, LIVE_NOW, "", bar_s=300)
+    np.testing.assert_allclose(
+        np.log(history.bars.close[-len(whole) :]), np.log(whole.close), atol=1e-12
+    )
+    assert (np.diff(history.bars.open_ts) == 300).all()
+    assert (history.bars.feed, history.source) == ("hyperliquid:xyz:GOLD", "venue")
+    assert (history.price_bars.bar_s, history.anchor_ts, history.scored_lag_s) == (60, LIVE_NOW, 60)
+
+
+def test_without_minutes_the_venues_own_bars_give_the_price(tmp_path):
+    fives = live_bars(LIVE_NOW - DAY_S, LIVE_NOW, "hyperliquid:xyz:CL", bar_s=300)
+    BarStore(tmp_path).append("hyperliquid", "WTIOIL", fives)
+    source = LiveSource(Settings(state_dir=tmp_path), StillClock())
+    history = source.load("WTIOIL", Frequency.LF).history
+    assert history.price_bars.bar_s == 300
+    np.testing.assert_array_equal(history.bars.close, fives.close)
+
+
+def test_history_of_other_feeds_alone_has_no_price_and_is_none(tmp_path):
+    token = live_bars(LIVE_NOW - DAY_S, LIVE_NOW, "pyth:XAUT")
+    BarStore(tmp_path).append("pyth", "XAU", token)
+    source = LiveSource(Settings(state_dir=tmp_path), StillClock())
+    assert source.recent("XAU", Frequency.LF) is None
+
+
+def test_a_frequency_that_nobody_asks_is_refused(live):
+    with pytest.raises(DataError, match="no validator asks XAU at hf"):
+        live[0].load("XAU", Frequency.HF)
+
+
+def test_the_recent_past_is_bounded_shared_and_the_same_object_until_it_changes(live):
+    source, store = live
+    fast, slow = source.recent("BTC", Frequency.HF), source.recent("BTC", Frequency.LF)
+    assert fast is source.recent("BTC", Frequency.HF)
+    assert LIVE_NOW - 16 * DAY_S < fast.bars.open_ts[0] <= LIVE_NOW - 15 * DAY_S
+    assert np.shares_memory(slow.price_bars.close, fast.bars.close)  # minutes are in memory once
+    store.append("hyperliquid", "XAU", live_bars(LIVE_NOW, LIVE_NOW + 60, "hyperliquid:xyz:GOLD"))
+    assert fast is source.recent("BTC", Frequency.HF)
+    store.append("binance", "BTC", live_bars(LIVE_NOW, LIVE_NOW + 60, "binance:BTCUSDT"))
+    grown = source.recent("BTC", Frequency.HF)
+    assert grown.anchor_ts == LIVE_NOW + 60
+    np.testing.assert_array_equal(grown.bars.close[:-1], fast.bars.close)
+
+
+def columns_of(history):
+    if history is None:
+        return None
+    held = (history.bars, history.price_bars)
+    return [(bars.open_ts.tolist(), bars.close.tolist()) for bars in held]
+
+
+@settings(max_examples=12)
+@given(st.lists(st.tuples(st.integers(-4000, 3000), st.integers(1, 400)), max_size=5))
+def test_following_changes_gives_what_reading_anew_gives(tmp_path_factory, writes):
+    root = tmp_path_factory.mktemp("state")
+    clock, chosen = StillClock(), Settings(state_dir=root, memory_days=15)
+    followed = LiveSource(chosen, clock)
+    BarStore(root).append(
+        "binance", "BTC", live_bars(LIVE_NOW - DAY_S, LIVE_NOW, "binance:BTCUSDT")
+    )
+    followed.recent("BTC", Frequency.LF)
+    for number, (first, length) in enumerate(writes):
+        start = LIVE_NOW + 60 * first
+        BarStore(root).append(
+            "binance",
+            "BTC",
+            live_bars(start, start + 60 * length, "binance:BTCUSDT", level=100 + number),
+        )
+        clock.time += 7 * DAY_S * (number % 2)
+        mine = followed.recent("BTC", Frequency.LF)
+        anew = LiveSource(chosen, clock).recent("BTC", Frequency.LF)
+        assert columns_of(mine) == columns_of(anew)
+
+
+def test_the_clock_is_the_markets(tmp_path):
+    assert LiveSource(Settings(state_dir=tmp_path), StillClock(LIVE_NOW + 0.9)).now() == LIVE_NOW

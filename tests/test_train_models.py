@@ -132,7 +132,6 @@ REFUSALS = {
         ("--source", "archive", "--archive-dir", "nowhere"),
         "archive folder nowhere does not exist",
     ),
-    "live feed": ((), "source 'venue' is a live feed, which this version does not have yet"),
     "in use": (
         ("--source", "simulated", "--asset", "BTC", "--model-dir", "taken"),
         "taken is in use by another process, so training cannot start",
@@ -311,3 +310,29 @@ def test_a_set_that_cannot_be_written_is_a_failure(tmp_path, trained):
     train_models._collect(task, future, [], failures)
     (failure,) = failures
     assert "cannot be written" in failure
+
+
+# ---------------------------------------------------------------- live sources
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def unreachable():
+    """Settings under which every feed is out of reach."""
+    names = ("binance", "hyperliquid", "pyth_history", "pyth_router", "pyth_latest")
+    Path("miner.toml").write_text("".join(f'{name}_url = "{NOWHERE}"\n' for name in names))
+
+
+def test_an_unreachable_feed_stops_the_training_with_its_sentence(unreachable, main, caplog):
+    code, stdout, (line,) = main("--asset", "BTC", "--days", "3")
+    assert (code, stdout) == (1, "")
+    assert line.startswith(f"train_models.py: binance at {NOWHERE} cannot be reached")
+    assert line.endswith("check the network, or set binance_url.")
+    assert not Path("models").exists()
+
+
+def test_stored_bars_alone_need_no_feed(unreachable, main):
+    code, _, (line,) = main("--asset", "BTC", "--stored-only", "--hf-only")
+    assert code == 1
+    assert line.startswith("no bar of BTC from binance:BTCUSDT is stored yet; let train_models.py")

@@ -1,0 +1,407 @@
+"""Keeps the stored bars of every feed whole and growing.
+
+Two duties. `collect` runs every minute: it appends the candles that closed, asks
+for gaps of the last day, and reads the newest bars again, because venues correct
+them; once an hour it reads further back. `backfill` runs on the first start and
+after a break: it fetches what is missing of the past, newest first and for all
+assets alike, so that the miner is of use as soon as can be. What is on the disk is
+never asked for again, so both may be interrupted anywhere, and two processes on
+one folder find each other's work done.
+
+Of feeds that are not scored only history is fetched, and only where the scored
+feed has none: before its first bar and in holes of days.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+from threading import Event, Lock
+from typing import Final
+
+import numpy as np
+
+from bar_cleaning import MAX_SPIKE_BARS, MINUTE_S, SPIKE, SetAsideBar
+from bar_store import BarStore
+from clock import Clock
+from config import (
+    DAY_S,
+    FREQUENCIES,
+    VENUE_BARS_KEPT,
+    FeedPlan,
+    FeedSymbol,
+    Frequency,
+    Venue,
+)
+from domain import Bars, Candles
+from errors import CountryBlocked, DataError, FeedRefused, MinerError, SourceUnavailable
+from feed_seams import HOLE_S
+from feeds import Feed
+from quarantine import Quarantine
+from spans import Span, clip_spans, merge_spans, subtract_spans
+
+log = logging.getLogger(__name__)
+
+REREAD_BARS: Final = 5  # read again with every append
+LATE_REREAD_S: Final = 2 * 3600  # read again once every hour
+LATE_EVERY_S: Final = 3600
+SETTLE_S: Final = 600  # a younger gap may still be filled: it is asked for again
+REPAIR_S: Final = DAY_S  # gaps that `collect` looks for; older ones are `backfill`'s
+NEARBY_S: Final = 3600  # gaps that lie closer together are asked for in one call
+CHUNK_S: Final = 5 * DAY_S  # of one call of a back-fill; all that an interrupt can lose
+OVERLAP_S: Final = 3600  # of two feeds at a seam, so that their levels can be compared
+_EDGE_BARS: Final = 5  # a venue drops its oldest bars while it is being asked
+
+Progress = Callable[[int, int, str], None]  # days done, days in all, what is fetched
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One stored series and the feed it comes from."""
+
+    asset: str
+    feed: FeedSymbol
+    bar_s: int
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Venue, asset and bar length, as the store names it."""
+        return self.feed.venue.value, self.asset, self.bar_s
+
+    def oldest(self, now: int, days: float) -> int:
+        """The first moment that is worth asking for: kept by the venue, and wanted."""
+        wanted = int(now - days * DAY_S)
+        kept = VENUE_BARS_KEPT.get(self.feed.venue)
+        if kept is not None:
+            wanted = max(wanted, now - (kept - _EDGE_BARS) * self.bar_s)
+        return -(-wanted // self.bar_s) * self.bar_s
+
+
+@dataclass(slots=True)
+class Collected:
+    """What one run did."""
+
+    new: int = 0
+    corrected: int = 0
+    refused: int = 0
+    failures: dict[str, str] = field(default_factory=dict)  # feed → one sentence
+
+    def add(self, other: "Collected") -> None:
+        """Take in what another thread did."""
+        self.new += other.new
+        self.corrected += other.corrected
+        self.refused += other.refused
+        self.failures |= other.failures
+
+
+class Collector:
+    """Fetches into the store. One per process; safe between threads."""
+
+    def __init__(
+        self,
+        plans: Mapping[str, FeedPlan],
+        feeds: Mapping[Venue, Feed],
+        store: BarStore,
+        quarantine: Quarantine,
+        clock: Clock,
+        *,
+        days: float,
+    ) -> None:
+        self._plans = plans
+        self._feeds = feeds
+        self._store = store
+        self._quarantine = quarantine
+        self._clock = clock
+        self._days = days
+        self._late_at: dict[Series, int] = {}
+        self._failing: dict[str, str] = {}
+        self._lock = Lock()
+
+    # -- every minute
+
+    def collect(self) -> Collected:
+        """Bring every scored series up to now; what fails is reported and logged once.
+
+        A venue that cannot be reached is left alone until the next time; the others
+        go on. Never raises for a feed.
+        """
+        now = int(self._clock.now())
+        series = [entry for plan in self._plans.values() for entry in scored_series(plan)]
+        done = self._by_venue(series, lambda entry, into: self._bring_up(entry, now, into))
+        self._report_failures(done, {entry.feed.name for entry in series})
+        return done
+
+    def _bring_up(self, series: Series, now: int, into: Collected) -> None:
+        end = now // series.bar_s * series.bar_s
+        is_late = now // LATE_EVERY_S != self._late_at.get(series, 0)
+        reread_s = max(REREAD_BARS * series.bar_s, LATE_REREAD_S if is_late else 0)
+        first = series.oldest(now, min(self._days, REPAIR_S / DAY_S))
+        missing = self._store.missing(*series.key, first, end)
+        for start, until in _calls([*missing, (max(first, end - reread_s), end)]):
+            self._fetch(series, start, until, now, into)
+        self._late_at[series] = now // LATE_EVERY_S
+
+    # -- the past
+
+    def backfill(
+        self,
+        assets: Iterable[str] | None = None,
+        *,
+        progress: Progress = lambda _done, _total, _what: None,
+        stop: Event | None = None,
+    ) -> Collected:
+        """Fetch what is missing of the past, newest first; ends early when `stop` is set.
+
+        What the scored feed turns out to lack is then looked for in other feeds.
+        """
+        plans = [self._plans[asset] for asset in assets or self._plans]
+        halt = stop or Event()
+        total, tried = Collected(), set[tuple[Series, Span]]()
+        now = int(self._clock.now())  # one for all rounds, so that they come to an end
+        while not halt.is_set():
+            chunks = [chunk for chunk in self._chunks(plans, now) if chunk not in tried]
+            if not chunks:
+                break
+            tried |= set(chunks)
+            bar = _Bar(progress, sum(_days(span) for _, span in chunks))
+            total.add(self._fetch_all(chunks, now, bar, halt))
+        self._report_failures(total, set(total.failures))
+        return total
+
+    def _chunks(self, plans: Sequence[FeedPlan], now: int) -> list[tuple[Series, Span]]:
+        """What is missing, in calls, the newest first."""
+        wanted = [
+            (series, span)
+            for plan in plans
+            for series, spans in self._wanted(plan, now)
+            for part in self._lacking(series, spans)
+            for span in _cut(part)
+        ]
+        return sorted(wanted, key=lambda chunk: -(chunk[1][1] // CHUNK_S))
+
+    def _lacking(self, series: Series, spans: Iterable[Span]) -> list[Span]:
+        missing = [
+            gap for low, high in spans for gap in self._store.missing(*series.key, low, high)
+        ]
+        return _calls(missing)
+
+    def _wanted(self, plan: FeedPlan, now: int) -> Iterator[tuple[Series, list[Span]]]:
+        """What each series should hold. Other feeds: what all better ones cannot give."""
+        settled = (now - SETTLE_S) // MINUTE_S * MINUTE_S
+        for series in scored_series(plan):
+            yield series, [(series.oldest(now, self._days), settled)]
+        start = -(-int(now - self._days * DAY_S) // MINUTE_S) * MINUTE_S
+        minutes = Series(plan.asset, plan.scored, MINUTE_S)
+        holes = self._holes(minutes, [(start, settled)], now)
+        for feed in plan.others:
+            series = Series(plan.asset, feed, MINUTE_S)
+            reach = [(low - OVERLAP_S, min(high + OVERLAP_S, settled)) for low, high in holes]
+            yield series, clip_spans(reach, series.oldest(now, self._days), settled)
+            holes = self._holes(series, holes, now)
+
+    def _holes(self, series: Series, within: Iterable[Span], now: int) -> list[Span]:
+        """Time that the series has no bar of and will get none: its beginning, and days."""
+        holes: list[Span] = []
+        for start, end in within:
+            empty = self._store.empty(*series.key, start, end)
+            large = [(low, high) for low, high in empty if low == start or high - low >= HOLE_S]
+            coming = self._store.missing(*series.key, series.oldest(now, self._days), end)
+            holes += subtract_spans(large, coming)
+        return [(low, high) for low, high in merge_spans(holes) if high - low >= MINUTE_S]
+
+    def _fetch_all(
+        self, chunks: Sequence[tuple[Series, Span]], now: int, bar: "_Bar", halt: Event
+    ) -> Collected:
+        spans: dict[Series, list[Span]] = {}
+        for series, span in chunks:
+            spans.setdefault(series, []).append(span)
+        order = [series for series, _ in chunks]  # newest first, and so within each series
+
+        def fetch(series: Series, into: Collected) -> None:
+            start, end = spans[series].pop(0)
+            if not halt.is_set():
+                # Another process may have fetched it meanwhile.
+                for low, high in self._lacking(series, [(start, end)]):
+                    self._fetch(series, low, high, now, into)
+                bar.advance(_days((start, end)), series)
+
+        return self._by_venue(order, fetch, halt)
+
+    # -- one call
+
+    def _fetch(self, series: Series, start: int, end: int, now: int, into: Collected) -> None:
+        """Ask for a span, store what is sound, set the rest aside.
+
+        A jump in the last few bars waits for its neighbours: it is neither stored
+        nor refused, and its time stays unchecked.
+        """
+        feed = self._feeds[series.feed.venue]
+        candles, set_aside = feed.candles(series.feed.symbol, series.bar_s, start, end)
+        edge = now // series.bar_s * series.bar_s - MAX_SPIKE_BARS * series.bar_s
+        waiting = [row for row in set_aside if row.reason == SPIKE and row.ts >= edge]
+        confirmed = self._confirmed(
+            series, [row for row in set_aside if row.reason == SPIKE and row not in waiting]
+        )
+        settled = (now - SETTLE_S) // series.bar_s * series.bar_s
+        until = min([end, settled, *(row.ts for row in waiting)])
+        self._append(series, candles, (start, until) if start < until else None, into)
+        if confirmed:
+            self._append(series, _closes_alone(confirmed, series), None, into)
+        refused = [row for row in set_aside if row not in waiting and row not in confirmed]
+        into.refused += self._quarantine.add(
+            series.feed.name, series.asset, series.bar_s, refused, now
+        )
+
+    def _append(
+        self, series: Series, bars: Bars | Candles, checked: Span | None, into: Collected
+    ) -> None:
+        venue = series.feed.venue.value
+        stored = self._store.append(venue, series.asset, bars, checked=checked)
+        into.new += stored.new
+        into.corrected += stored.corrected
+
+    def _confirmed(self, series: Series, spikes: Sequence[SetAsideBar]) -> list[SetAsideBar]:
+        """Spikes that the asset's other feeds saw as well: the market did that."""
+        others = [feed for feed in self._feeds_of(series.asset) if feed != series.feed]
+        return [row for row in spikes if any(self._saw(feed, row, series) for feed in others)]
+
+    def _feeds_of(self, asset: str) -> tuple[FeedSymbol, ...]:
+        plan = self._plans[asset]
+        return plan.scored, *plan.others
+
+    def _saw(self, feed: FeedSymbol, row: SetAsideBar, series: Series) -> bool:
+        """Whether another feed calls the same bar a spike too, to about the same level."""
+        around = 2 * (MAX_SPIKE_BARS + 1) * series.bar_s
+        try:
+            _, set_aside = self._feeds[feed.venue].candles(
+                feed.symbol, series.bar_s, row.ts - around, row.ts + around
+            )
+        except DataError:
+            return False  # nobody can say so: the bar stays in quarantine
+        return any(other.ts == row.ts and other.reason == SPIKE for other in set_aside)
+
+    # -- threads and failures
+
+    def _by_venue(
+        self,
+        order: Sequence[Series],
+        work: Callable[[Series, Collected], None],
+        halt: Event | None = None,
+    ) -> Collected:
+        """Do the work, venues side by side, in the given order at each of them.
+
+        An interrupt sets `halt`, which the work must look at, and waits for its end.
+        """
+        groups = [
+            list(group)
+            for _, group in groupby(
+                sorted(order, key=lambda series: series.feed.venue),
+                key=lambda series: series.feed.venue,
+            )
+        ]
+        if not groups:
+            return Collected()
+        total = Collected()
+        with ThreadPoolExecutor(len(groups), thread_name_prefix="collector") as pool:
+            futures = [pool.submit(_at_one_venue, group, work) for group in groups]
+            try:
+                for future in futures:
+                    total.add(future.result())
+            except BaseException:
+                if halt is not None:
+                    halt.set()
+                raise
+        return total
+
+    def _report_failures(self, done: Collected, asked: set[str]) -> None:
+        """Log what began to fail and what works again, not every minute of it."""
+        with self._lock:
+            for name, sentence in done.failures.items():
+                if name not in self._failing:
+                    log.warning("feed failing", extra={"feed": name, "reason": sentence})
+            for name in (self._failing.keys() & asked) - done.failures.keys():
+                log.info("feed works again", extra={"feed": name})
+                del self._failing[name]
+            self._failing |= done.failures
+
+    def failing(self) -> dict[str, str]:
+        """Feeds whose last call failed, each with its sentence."""
+        with self._lock:
+            return dict(self._failing)
+
+
+def scored_series(plan: FeedPlan) -> list[Series]:
+    """What is collected of the scored feed: minutes, and LF bars where minutes are short-lived."""
+    minutes = Series(plan.asset, plan.scored, MINUTE_S)
+    if plan.scored.venue not in VENUE_BARS_KEPT or Frequency.LF not in plan.frequencies:
+        return [minutes]
+    return [minutes, Series(plan.asset, plan.scored, FREQUENCIES[Frequency.LF].bar_s)]
+
+
+def _at_one_venue(group: Sequence[Series], work: Callable[[Series, Collected], None]) -> Collected:
+    """An unreachable venue ends its list; any other failure is its series' own."""
+    done = Collected()
+    for series in group:
+        try:
+            work(series, done)
+        except MinerError as error:
+            done.failures[series.feed.name] = str(error)
+            if _concerns_all(error):
+                done.failures |= {entry.feed.name: str(error) for entry in group}
+                break
+    return done
+
+
+def _concerns_all(error: MinerError) -> bool:
+    """Whether the venue cannot be reached at all, and not just this symbol."""
+    is_of_symbol = isinstance(error, FeedRefused) and not isinstance(error, CountryBlocked)
+    return isinstance(error, SourceUnavailable) and not is_of_symbol
+
+
+@dataclass(slots=True)
+class _Bar:
+    """Counts days for a progress bar; called from several threads."""
+
+    progress: Progress
+    total: int
+    done: int = 0
+    lock: Lock = field(default_factory=Lock)
+
+    def advance(self, days: int, series: Series) -> None:
+        """Take note of days that were fetched."""
+        with self.lock:
+            self.done += days
+            self.progress(self.done, self.total, f"{series.asset} from {series.feed.venue.value}")
+
+
+def _calls(spans: Iterable[Span]) -> list[Span]:
+    """Spans that are worth a call each: close ones become one."""
+    widened = merge_spans((low, high + NEARBY_S) for low, high in spans)
+    return [(low, high - NEARBY_S) for low, high in widened]
+
+
+def _cut(span: Span) -> list[Span]:
+    """A span in chunks whose edges lie on a fixed grid."""
+    start, end = span
+    edges = [start, *range((start // CHUNK_S + 1) * CHUNK_S, end, CHUNK_S), end]
+    return list(pairwise(edges))
+
+
+def _days(span: Span) -> int:
+    return max(1, round((span[1] - span[0]) / DAY_S))
+
+
+def _closes_alone(rows: Sequence[SetAsideBar], series: Series) -> Bars:
+    """Bars of which no more is known than the close."""
+    unknown = np.full(len(rows), np.nan)
+    return Bars(
+        open_ts=np.array([row.ts for row in rows], dtype=np.int64),
+        open=unknown,
+        high=unknown,
+        low=unknown,
+        close=np.array([row.close for row in rows]),
+        volume=unknown,
+        bar_s=series.bar_s,
+        feed=series.feed.name,
+    )

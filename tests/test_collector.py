@@ -1,0 +1,460 @@
+"""The collector against feeds in memory: whole series, no work twice, nothing wrong stored."""
+
+from dataclasses import dataclass, field
+from threading import Event
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bar_cleaning import BarSieve
+from bar_store import BarStore
+from collector import (
+    CHUNK_S,
+    LATE_REREAD_S,
+    REREAD_BARS,
+    SETTLE_S,
+    Collector,
+    Series,
+    scored_series,
+)
+from config import DAY_S, VENUE_BARS_KEPT, Frequency, Venue, feed_plans, protocol_profile
+from domain import PriceQuote
+from errors import CountryBlocked, FeedRefused, FeedUnreachable
+from quarantine import Quarantine
+
+NOW = 1_765_800_000  # 2025-12-15 12:00 UTC
+PLANS = feed_plans("venue", protocol_profile("2026-09"))
+
+
+@dataclass
+class TurnedClock:
+    """A clock that stands still until it is turned."""
+
+    time: float = NOW
+
+    def now(self):
+        return self.time
+
+
+@dataclass
+class MemoryFeed:
+    """A venue with one price per second of the world, kept as the real ones keep it."""
+
+    venue: Venue
+    clock: TurnedClock
+    since: int = 0  # nothing opened before
+    level: float = 100.0
+    failure: Exception | None = None
+    failing_symbols: dict[str, Exception] = field(default_factory=dict)
+    prices: dict[int, float] = field(default_factory=dict)  # closes that differ from the rule
+    lacks: set[int] = field(default_factory=set)  # open times without a candle
+    calls: list[tuple[str, int, int, int]] = field(default_factory=list)
+    on_call: Event = field(default_factory=Event)
+
+    @property
+    def name(self):
+        return self.venue.value
+
+    def rule(self, ts):
+        return self.level * np.exp(np.sin(ts / 5e4) / 20 + np.sin(ts / 7e2) / 1000)
+
+    def candles(self, symbol, bar_s, start_ts, end_ts):
+        self.calls.append((symbol, bar_s, start_ts, end_ts))
+        failure = self.failing_symbols.get(symbol, self.failure)
+        if failure is not None:
+            raise failure
+        end = min(end_ts, int(self.clock.now())) // bar_s * bar_s
+        first = max(start_ts - 8 * bar_s, self.since)
+        if self.venue in VENUE_BARS_KEPT:
+            edge = int(self.clock.now()) // bar_s * bar_s
+            first = max(first, edge - VENUE_BARS_KEPT[self.venue] * bar_s)
+        ts = np.arange(-(-first // bar_s) * bar_s, end, bar_s, dtype=np.int64)
+        ts = ts[~np.isin(ts, list(self.lacks))]
+        close = self.rule(ts + bar_s)
+        for at, price in self.prices.items():
+            close[ts == at] = price
+        sieve = BarSieve.of(
+            ts, {"close": close, "volume": np.ones(len(ts)), "trades": np.full(len(ts), 7.0)}
+        )
+        candles = sieve.candles(bar_s=bar_s, feed=f"{self.name}:{symbol}")
+        return candles.between(start_ts, end_ts), tuple(
+            row for row in sieve.set_aside if start_ts <= row.ts < end_ts
+        )
+
+    def price(self, symbol):
+        return PriceQuote(price=1.0, ts=int(self.clock.now()), feed=f"{self.name}:{symbol}")
+
+    def server_time(self):
+        return None
+
+    def close(self):
+        pass
+
+
+class World:
+    """Feeds, a store and a collector of some assets."""
+
+    def __init__(self, root, *assets, days=3.0):
+        self.clock = TurnedClock()
+        self.feeds = {venue: MemoryFeed(venue, self.clock) for venue in Venue}
+        self.root, self.days = root, days
+        self.plans = {asset: PLANS[asset] for asset in assets}
+        self.store = BarStore(root)
+        self.collector = self.another()
+
+    def another(self):
+        """One more process on the same folder."""
+        return Collector(
+            self.plans,
+            self.feeds,
+            BarStore(self.root),
+            Quarantine(self.root),
+            self.clock,
+            days=self.days,
+        )
+
+    def asked(self):
+        """Seconds of bars that were asked for since the last look."""
+        seconds = sum(end - start for feed in self.feeds.values() for *_, start, end in feed.calls)
+        for feed in self.feeds.values():
+            feed.calls.clear()
+        return seconds
+
+    def closes(self, asset="BTC", venue="binance", bar_s=60):
+        bars = self.store.load(venue, asset, bar_s)
+        return {} if bars is None else dict(zip(bars.open_ts.tolist(), bars.close, strict=True))
+
+    def refused(self):
+        files = sorted((self.root / "quarantine").glob("*.jsonl"))
+        return [line for path in files for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path, "BTC")
+
+
+# ---------------------------------------------------------------- every minute
+
+
+def test_every_closed_candle_is_stored_with_its_trades_and_its_feed(world):
+    world.collector.collect()
+    candles = world.store.load_candles("binance", "BTC", 60)
+    assert candles.bars.feed == "binance:BTCUSDT"
+    assert candles.bars.end_ts == NOW
+    assert (candles.trades == 7).all()
+    for minute in range(1, 4):
+        world.clock.time = NOW + 60 * minute + 2
+        done = world.collector.collect()
+        assert (done.new, done.failures) == (1, {})
+        assert max(world.closes()) == NOW + 60 * (minute - 1)
+
+
+def test_a_forming_candle_is_never_stored(world):
+    world.clock.time = NOW + 59.9
+    world.collector.collect()
+    assert max(world.closes()) == NOW - 60
+
+
+def test_a_minute_asks_for_the_last_bars_alone(world):
+    world.collector.collect()
+    world.asked()
+    world.clock.time = NOW + 62
+    world.collector.collect()
+    assert world.asked() == REREAD_BARS * 60
+
+
+def test_a_late_correction_is_read_soon_and_once_more_later(world):
+    world.collector.collect()
+    soon, late = NOW - 120, NOW - 3000
+    world.feeds[Venue.BINANCE].prices |= {soon: 101.0, late: 102.0}
+    world.clock.time = NOW + 62
+    assert world.collector.collect().corrected == 1
+    assert (world.closes()[soon], world.closes()[late]) == (101.0, pytest.approx(100, rel=0.1))
+    world.clock.time = NOW + 3602  # the next hour
+    assert late >= NOW + 3600 - LATE_REREAD_S
+    assert world.collector.collect().corrected == 1
+    assert world.closes()[late] == 102.0
+
+
+def test_a_gap_left_by_an_outage_is_repaired(world):
+    world.collector.collect()
+    feed = world.feeds[Venue.BINANCE]
+    feed.failure = FeedUnreachable("binance is away; try again.")
+    world.clock.time = NOW + 4 * 3600
+    assert world.collector.collect().failures == {"binance:BTCUSDT": "binance is away; try again."}
+    feed.failure = None
+    world.clock.time += 60
+    world.collector.collect()
+    times = sorted(world.closes())
+    assert times[-1] == world.clock.time - 60
+    assert set(np.diff(times)) == {60}
+
+
+def test_a_gap_that_the_venue_confirms_is_not_asked_for_again(world):
+    feed = world.feeds[Venue.BINANCE]
+    feed.lacks = {NOW - 7200, NOW - 7260}
+    for minute in range(3):
+        world.clock.time = NOW + 60 * minute
+        world.collector.collect()
+    assert feed.lacks.isdisjoint(world.closes())
+    world.asked()
+    world.clock.time = NOW + 240
+    world.collector.collect()
+    assert world.asked() == REREAD_BARS * 60
+
+
+def test_a_young_gap_is_asked_for_until_it_has_settled(world):
+    feed = world.feeds[Venue.BINANCE]
+    feed.lacks = {NOW - 60}
+    for late in range(0, SETTLE_S - 60, 60):  # the venue is slow with this one
+        world.clock.time = NOW + late
+        world.collector.collect()
+    feed.lacks = set()
+    world.clock.time += 60
+    world.collector.collect()
+    assert NOW - 60 in world.closes()
+
+
+# ---------------------------------------------------------------- nonsense
+
+
+def test_a_price_that_is_not_positive_is_refused_reported_and_kept_in_a_file_once(world, caplog):
+    world.feeds[Venue.BINANCE].prices[NOW - 120] = -5.0
+    for minute in range(3):
+        world.clock.time = NOW + 60 * minute
+        world.collector.collect()
+    assert NOW - 120 not in world.closes()
+    (line,) = world.refused()
+    assert '"reason": "close is not a positive number"' in line
+    assert f'"ts": {NOW - 120}' in line
+    assert caplog.text.count("bar refused") == 1
+    world.another().collect()
+    assert len(world.refused()) == 1  # a restart does not repeat it
+
+
+def test_a_spike_at_the_newest_edge_waits_for_its_neighbours_and_is_then_refused(world):
+    world.feeds[Venue.BINANCE].prices[NOW - 60] = 1000.0
+    for minute in range(3):
+        world.clock.time = NOW + 60 * minute
+        world.collector.collect()
+        assert (NOW - 60 in world.closes(), world.refused()) == (False, [])
+    world.clock.time = NOW + 180
+    assert world.collector.collect().refused == 1
+    assert NOW - 60 not in world.closes()
+    assert "spike" in world.refused()[0]
+
+
+def test_a_spike_that_a_second_feed_saw_too_is_stored(world):
+    world.feeds[Venue.BINANCE].prices[NOW - 1200] = 1000.0
+    world.feeds[Venue.PYTH].prices[NOW - 1200] = 1001.0
+    assert world.collector.collect().refused == 0
+    assert world.closes()[NOW - 1200] == 1000.0
+
+
+def test_a_new_level_is_believed_once_it_has_lasted(world):
+    world.collector.collect()
+    feed = world.feeds[Venue.BINANCE]
+    feed.prices |= {NOW + 60 * minute: 1500.0 + minute for minute in range(10)}
+    for minute in range(1, 8):
+        world.clock.time = NOW + 60 * minute
+        world.collector.collect()
+    assert [world.closes()[NOW + 60 * minute] for minute in range(6)] == [
+        1500.0 + minute for minute in range(6)
+    ]
+    assert world.refused() == []
+
+
+# ---------------------------------------------------------------- venues fail
+
+
+def test_an_unreachable_venue_is_asked_once_and_the_others_go_on(tmp_path, caplog):
+    world = World(tmp_path, "BTC", "XAU", "SP500")
+    world.feeds[Venue.HYPERLIQUID].failure = FeedUnreachable("hyperliquid is away; wait.")
+    for minute in range(3):
+        world.clock.time = NOW + 60 * minute
+        done = world.collector.collect()
+        assert set(done.failures) == {"hyperliquid:xyz:GOLD", "hyperliquid:xyz:SP500"}
+    assert len(world.feeds[Venue.HYPERLIQUID].calls) == 3
+    assert max(world.closes()) == NOW + 60
+    assert caplog.text.count("feed failing") == 2  # not every minute
+    assert world.collector.failing().keys() == done.failures.keys()
+    world.feeds[Venue.HYPERLIQUID].failure = None
+    world.collector.collect()
+    assert world.collector.failing() == {}
+    assert world.closes("XAU", "hyperliquid")
+
+
+@pytest.mark.parametrize(("error", "is_of_all"), [(FeedRefused, False), (CountryBlocked, True)])
+def test_a_refused_symbol_does_not_stop_the_venues_others(tmp_path, error, is_of_all):
+    world = World(tmp_path, "BTC", "ETH")
+    world.feeds[Venue.BINANCE].failing_symbols["BTCUSDT"] = error("no; do without.")
+    failures = world.collector.collect().failures
+    assert ("binance:ETHUSDT" in failures) == is_of_all
+    assert bool(world.closes("ETH")) != is_of_all
+
+
+# ---------------------------------------------------------------- the past
+
+
+def test_a_first_run_fetches_all_days_without_a_gap_the_newest_first(tmp_path):
+    world = World(tmp_path, "BTC", "ETH", days=30.0)
+    told = []
+    done = world.collector.backfill(progress=lambda *step: told.append(step))
+    for asset in ("BTC", "ETH"):
+        times = np.array(sorted(world.closes(asset)))
+        assert (times[0], times[-1]) == (NOW - 30 * DAY_S, NOW - SETTLE_S - 60)
+        assert (np.diff(times) == 60).all()
+    ends = [end // CHUNK_S for *_, end in world.feeds[Venue.BINANCE].calls]
+    assert ends == sorted(ends, reverse=True)
+    assert done.new == sum(len(world.closes(asset)) for asset in ("BTC", "ETH"))
+    counts = [done for done, _, _ in told]
+    assert counts == sorted(counts)
+    assert told[-1][0] == told[-1][1]
+    assert told[-1][2] == "ETH from binance"
+
+
+def test_nothing_is_fetched_twice(tmp_path):
+    world = World(tmp_path, "BTC", days=30.0)
+    stop = Event()
+
+    def stop_halfway(done, total, _what):
+        if done > total / 2:
+            stop.set()
+
+    world.collector.backfill(progress=stop_halfway, stop=stop)
+    first = world.asked()
+    assert 0 < first < 28 * DAY_S
+    world.another().backfill()
+    assert first + world.asked() == 30 * DAY_S - SETTLE_S
+    world.another().backfill()
+    assert world.asked() == 0
+
+
+def test_an_interrupt_keeps_what_was_fetched(tmp_path):
+    world = World(tmp_path, "BTC", days=30.0)
+
+    def interrupt(done, total, _what):
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        world.collector.backfill(progress=interrupt)
+    first = world.asked()
+    world.another().backfill()
+    assert first + world.asked() == 30 * DAY_S - SETTLE_S
+
+
+def test_of_a_short_lived_venue_both_kinds_of_bars_are_collected(tmp_path):
+    world = World(tmp_path, "SPCX", days=60.0)
+    world.collector.backfill()
+    world.collector.collect()
+    minutes, fives = (sorted(world.closes("SPCX", "hyperliquid", bar_s)) for bar_s in (60, 300))
+    assert NOW - minutes[0] == pytest.approx(5000 * 60, abs=600)
+    assert NOW - fives[0] == pytest.approx(5000 * 300, abs=3000)
+    assert (minutes[-1], fives[-1]) == (NOW - 60, NOW - 300)
+    world.asked()
+    world.another().backfill()
+    assert world.asked() == 0  # what the venue does not keep is not asked for
+
+
+def test_other_feeds_give_the_history_from_before_the_scored_one(tmp_path):
+    world = World(tmp_path, "XAU", days=20.0)
+    world.feeds[Venue.PYTH].since = NOW - 12 * DAY_S
+    world.collector.backfill()
+    scored = min(world.closes("XAU", "hyperliquid"))
+    pyth, paxg = sorted(world.closes("XAU", "pyth")), sorted(world.closes("XAU", "binance"))
+    assert pyth[0] == NOW - 12 * DAY_S
+    assert scored < pyth[-1] < scored + DAY_S  # enough to compare their levels
+    assert paxg[0] == NOW - 20 * DAY_S
+    assert pyth[0] < paxg[-1] < pyth[0] + DAY_S
+    token = world.store.load("binance", "XAU", 60)
+    assert token is not None
+    assert token.feed == "binance:PAXGUSDT"
+    world.asked()
+    world.another().backfill()
+    assert world.asked() == 0
+    assert Series("XAU", PLANS["XAU"].others[0], 60) not in scored_series(PLANS["XAU"])
+
+
+def test_a_venue_with_all_of_the_past_needs_no_other_feed(tmp_path):
+    world = World(tmp_path, "BTC", days=20.0)
+    world.collector.backfill()
+    assert world.feeds[Venue.PYTH].calls == []
+
+
+def test_a_miner_that_was_off_for_long_fills_the_hole_from_another_feed(tmp_path):
+    world = World(tmp_path, "HYPE", days=30.0)
+    world.collector.backfill()
+    world.clock.time = NOW + 12 * DAY_S
+    world.collector.backfill()
+    lost = NOW + DAY_S  # Hyperliquid keeps three and a half days of minutes
+    assert lost not in world.closes("HYPE", "hyperliquid")
+    assert lost in world.closes("HYPE", "pyth")
+
+
+def test_an_unreachable_venue_ends_the_backfill_with_its_sentence(tmp_path):
+    world = World(tmp_path, "BTC", "XAU", days=8.0)
+    world.feeds[Venue.BINANCE].failure = FeedUnreachable("binance is away; wait.")
+    done = world.collector.backfill()
+    assert done.failures["binance:BTCUSDT"] == "binance is away; wait."
+    assert world.closes("XAU", "pyth")
+    assert len([c for c in world.feeds[Venue.BINANCE].calls if c[0] == "BTCUSDT"]) == 1
+
+
+def test_two_processes_on_one_folder_share_the_work(tmp_path):
+    world = World(tmp_path, "BTC", "ETH", days=10.0)
+    other, done = world.another(), set[str]()
+
+    def halfway(*_):
+        if not done:
+            done.add("halfway")
+            other.backfill()
+
+    world.collector.backfill(progress=halfway)
+    for asset in ("BTC", "ETH"):
+        assert (np.diff(sorted(world.closes(asset))) == 60).all()
+    assert world.asked() <= 2 * 10 * DAY_S  # nothing was fetched by both
+
+
+def test_a_damaged_day_is_fetched_again(tmp_path):
+    world = World(tmp_path, "BTC", days=10.0)
+    world.collector.backfill()
+    before, asked = world.closes(), world.asked()
+    sorted((tmp_path / "bars").rglob("*.msgpack"))[3].write_bytes(b"rust")
+    world.another().backfill()
+    assert world.closes() == before
+    assert 0 < world.asked() <= DAY_S < asked
+
+
+@settings(max_examples=12)
+@given(
+    st.lists(st.tuples(st.integers(1, 900), st.booleans()), min_size=1, max_size=8),
+    st.sets(st.integers(-1000, 3000), max_size=30),
+)
+def test_whatever_happens_the_store_ends_up_holding_what_the_venue_has(
+    tmp_path_factory, steps, lacks
+):
+    world = World(tmp_path_factory.mktemp("state"), "BTC", days=1.0)
+    feed = world.feeds[Venue.BINANCE]
+    feed.lacks = {NOW + 60 * minute for minute in lacks}
+    for minutes, is_reachable in steps:
+        world.clock.time += 60 * minutes
+        feed.failure = None if is_reachable else FeedUnreachable("away; wait.")
+        (world.collector if minutes % 2 else world.another()).collect()
+    feed.failure = None
+    world.collector.backfill()
+    world.collector.collect()
+    end = int(world.clock.time)
+    wanted = set(range(end - DAY_S, end, 60)) - feed.lacks
+    held = world.closes()
+    assert {ts for ts in held if ts >= end - DAY_S} == wanted
+    assert all(held[ts] == feed.rule(ts + 60) for ts in wanted)
+
+
+def test_frequencies_decide_what_is_collected():
+    assert [entry.bar_s for entry in scored_series(PLANS["BTC"])] == [60]
+    assert [entry.bar_s for entry in scored_series(PLANS["XAU"])] == [60, 300]
+    assert Frequency.LF in PLANS["XAU"].frequencies
