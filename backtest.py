@@ -40,7 +40,6 @@ from backtest_store import (
     interrupted_run,
     load_scores,
     note_run,
-    program_key,
 )
 from backtest_tables import print_contest, print_figures
 from config import Frequency
@@ -55,6 +54,7 @@ from console import (
     settings_from,
     showing_progress,
 )
+from content_keys import program_key
 from data_fetcher import BarSource, open_source
 from domain import IntArray
 from errors import ConfigError, DataError, MinerError

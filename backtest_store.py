@@ -4,17 +4,13 @@
     scores/<ASSET>_<hf|lf>_<key>.jsonl   one line per prompt, appended as it is scored
     last_run.json                   the settings of the newest run, and whether it ended
 
-A key is a hash of everything that the content depends on: bars, settings, and the
-program itself. So a run that was interrupted goes on where it stopped, and nothing
-is ever mixed with the work of other settings or of other code.
+A key (`content_keys`) is a hash of everything that the content depends on. So a run
+that was interrupted goes on where it stopped, and nothing is ever mixed with the work
+of other settings or of other code.
 """
 
-import ast
 import os
 from collections.abc import Iterable, Mapping
-from functools import cache
-from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,71 +18,13 @@ import numpy as np
 import orjson
 
 from config import Frequency
-from domain import Bars, FloatArray, ForecastRequest, MarketHistory
+from domain import FloatArray, ForecastRequest
 from errors import DataError, StateError
 from state_store import write_atomically
 from wire_format import format_iso
 
-PROGRAM: Final = Path(__file__).resolve().parent
-LIBRARIES: Final = ("lightgbm", "numpy", "scipy")
 MINER_NAME: Final = "lgbm-miner"  # as the official back-tester will call it
 PREDICTIONS: Final = Path("miner_outputs") / MINER_NAME / "predictions"
-KEY_LENGTH: Final = 16
-
-# ---------------------------------------------------------------- keys
-
-
-def content_key(*parts: Any) -> str:
-    """A short hash of plain values."""
-    data = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
-    return sha256(data).hexdigest()[:KEY_LENGTH]
-
-
-def bars_key(history: MarketHistory) -> str:
-    """A short hash of every bar of a history."""
-    digest = sha256()
-    for bars in (history.bars, history.price_bars):
-        digest.update(f"{bars.feed} {bars.bar_s} {len(bars)}".encode())
-        for column in _columns(bars):
-            digest.update(np.ascontiguousarray(column).tobytes())
-    return digest.hexdigest()[:KEY_LENGTH]
-
-
-def _columns(bars: Bars) -> tuple[Any, ...]:
-    return (bars.open_ts, bars.open, bars.high, bars.low, bars.close, bars.volume)
-
-
-@cache
-def program_key(module: str) -> str:
-    """A short hash of a module's source, of all project modules it imports, and of libraries."""
-    digest = sha256()
-    for name in sorted(_imported_from(module)):
-        digest.update(name.encode())
-        digest.update((PROGRAM / f"{name}.py").read_bytes())
-    digest.update(repr([(name, version(name)) for name in LIBRARIES]).encode())
-    return digest.hexdigest()[:KEY_LENGTH]
-
-
-def _imported_from(module: str) -> set[str]:
-    """The module and every project module that it reaches by imports."""
-    reached, waiting = set[str](), {module}
-    while waiting:
-        name = waiting.pop()
-        reached.add(name)
-        named = _names_imported((PROGRAM / f"{name}.py").read_bytes())
-        waiting |= {found for found in named if (PROGRAM / f"{found}.py").exists()} - reached
-    return reached
-
-
-def _names_imported(source: bytes) -> set[str]:
-    names = set[str]()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-    return names
-
 
 # ---------------------------------------------------------------- folders
 

@@ -37,7 +37,7 @@ from uncertainty_engine import (
     weigh_blend,
 )
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 CALIBRATION: Final = "calibration.json"
 SCALE_MODEL: Final = "scale.txt"
 

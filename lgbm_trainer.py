@@ -9,7 +9,7 @@ unit and cap from its own past.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -62,6 +62,8 @@ from model_selection import (
 from model_store import MANIFEST, digest, seal_manifest
 from path_fitting import STARTING_SHAPES, VARIATIONS, search_shape
 from path_simulator import PathShape
+from pooled_prior import PooledPrior, fit_blend_bucket, prior_known_at
+from scheduled_events import known_events
 from training_rows import (
     FOLDS,
     Fold,
@@ -77,10 +79,8 @@ from training_rows import (
 from uncertainty_engine import (
     Controller,
     LogLinearScale,
-    blend_ridge,
     bucket_design,
     controller_stride,
-    fit_log_linear,
     shrunk_autocorrelation,
 )
 
@@ -172,8 +172,17 @@ def _fit_blend(market: Market, train_end: int, rng: Generator) -> tuple[LogLinea
         _require_rows(chosen)
         part = market.frame.take(chosen)
         weight = recency_weights(part.end_ts, now, spec.blend_half_life_days)
-        design, target = bucket_design(part, bucket), market.targets[bucket, chosen]
-        fits.append(fit_log_linear(design, target, weight, ridge=blend_ridge(spec)))
+        fits.append(
+            fit_blend_bucket(
+                spec,
+                bucket,
+                bucket_design(part, bucket),
+                market.targets[bucket, chosen],
+                weight,
+                prior=market.prior,
+                days=market.days_known(train_end),
+            )
+        )
     return tuple(fits)
 
 
@@ -334,15 +343,27 @@ def progress_steps(frequency: Frequency) -> int:
     return (FOLDS + 1) * fits + len(VARIATIONS)
 
 
+def fit_window(history: MarketHistory, days: float) -> tuple[int, int]:
+    """When the bars of the first fold's and of the final fit end, Unix seconds."""
+    spec = FREQUENCIES[history.frequency]
+    end = history.bars.end_ts
+    start = max(int(history.bars.open_ts[0]), end - int(days * DAY_S))
+    folds = rolling_splits((end - start) // spec.bar_s, spec.horizon_bars)
+    return start + max(folds[0].train_end, 0) * spec.bar_s, end
+
+
 def train(
     history: MarketHistory,
     *,
     days: float,
     seed: int,
     profile: ProtocolProfile,
+    priors: Sequence[PooledPrior] = (),
     progress: Progress = lambda _: None,
 ) -> TrainingResult:
     """Train one asset at one frequency on the last `days` of the history.
+
+    Every fit leans on the newest of the `priors` that had seen nothing later.
 
     Deterministic in its arguments; single-threaded, so that sets can be trained
     side by side. `progress` is called with the name of every step begun.
@@ -353,8 +374,9 @@ def train(
         history, grid, warm_up = _recent(history, days)
         _require_enough(history, grid)
         try:
-            judged = _judge_all(history, grid, warm_up, seed, progress)
-            market = _market(history, grid, warm_up, len(grid))
+            bars = _Bars(history=history, grid=grid, warm_up=warm_up, priors=tuple(priors))
+            judged = _judge_all(bars, seed, progress)
+            market = bars.market(len(grid))
             chosen = _choose(history, judged, market, seed, profile, progress)
             fitted = _fit_final(market, chosen, seed, progress)
         except _NoOutcomes:
@@ -363,6 +385,30 @@ def train(
                 "by, because the market rested at their end: collect or import more."
             ) from None
     return _result(history, chosen, fitted, seed, perf_counter() - begun)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Bars:
+    """What a training learns from."""
+
+    history: MarketHistory
+    grid: ReturnGrid
+    warm_up: ReturnGrid
+    priors: tuple[PooledPrior, ...]
+
+    def market(self, train_end: int) -> Market:
+        """All bars, under what could be learned before `train_end`."""
+        moment = int(self.grid.open_ts[train_end - 1]) + self.grid.bar_s
+        events, _ = known_events(moment)
+        return prepare_market(
+            FREQUENCIES[self.history.frequency],
+            self.grid,
+            self.warm_up,
+            asset_spec(self.history.asset).hours,
+            train_end,
+            prior=prior_known_at(self.priors, moment),
+            events=events,
+        )
 
 
 def _recent(history: MarketHistory, days: float) -> tuple[MarketHistory, ReturnGrid, ReturnGrid]:
@@ -403,29 +449,15 @@ def _extent(history: MarketHistory, grid: ReturnGrid) -> str:
     return f"{_known(grid)} bars over {_days(history):.1f} days"
 
 
-def _judge_all(
-    history: MarketHistory,
-    grid: ReturnGrid,
-    warm_up: ReturnGrid,
-    seed: int,
-    progress: Progress,
-) -> list[Judged]:
+def _judge_all(bars: _Bars, seed: int, progress: Progress) -> list[Judged]:
     """Every fold that has outcomes; a night or weekend of sessions may have none."""
     judged = []
-    for fold in rolling_splits(len(grid), FREQUENCIES[history.frequency].horizon_bars):
+    for fold in rolling_splits(len(bars.grid), FREQUENCIES[bars.history.frequency].horizon_bars):
         with suppress(_NoOutcomes):
-            market = _market(history, grid, warm_up, fold.train_end)
-            judged.append(_judge_fold(market, fold, seed, progress))
+            judged.append(_judge_fold(bars.market(fold.train_end), fold, seed, progress))
     if not judged:
         raise _NoOutcomes
     return judged
-
-
-def _market(
-    history: MarketHistory, grid: ReturnGrid, warm_up: ReturnGrid, train_end: int
-) -> Market:
-    hours = asset_spec(history.asset).hours
-    return prepare_market(FREQUENCIES[history.frequency], grid, warm_up, hours, train_end)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -441,6 +473,7 @@ class _Choice:
     shape: PathShape
     scale_rounds: int
     centre_rounds: tuple[int, ...]
+    pooled_with: tuple[str, ...]  # assets whose common blend and clock were leaned on
 
 
 def _choose(
@@ -452,7 +485,7 @@ def _choose(
     progress: Progress,
 ) -> _Choice:
     spec = market.spec
-    shares = choose_shares(judged)
+    shares = choose_shares(judged, trusted=0.0 if market.prior is None else 1.0)
     judged = apply_shares(judged, shares)
     strength = choose_strength(judged)
     gain, controller = choose_gain(judged)
@@ -490,6 +523,7 @@ def _choose(
         shape=shape,
         scale_rounds=int(np.median([fold.scale_rounds for fold in judged])),
         centre_rounds=tuple(int(value) for value in rounds),
+        pooled_with=() if market.prior is None else market.prior.assets,
     )
 
 
@@ -555,6 +589,7 @@ def _result(
             "centre": {str(lead): weight for lead, (weight, _) in chosen.centre.items()},
         },
         "path_shape": chosen.shape.to_dict(),
+        "pooled_with": list(chosen.pooled_with),
         "validation": [_lead_metrics(lead) for lead in leads],
         "files": {name: digest(data) for name, data in files.items()},
     }
@@ -629,10 +664,10 @@ def _lead_reports(
 
 def _warnings(history: MarketHistory) -> tuple[str, ...]:
     days = _days(history)
-    if days >= SHORT_DAYS:
-        return ()
-    warning = (
-        f"{_name(history)}: trained on only {days:.1f} days of bars; "
-        f"below {SHORT_DAYS:g} days the calibration is rough."
-    )
-    return (warning,)
+    _, warnings = known_events(history.bars.end_ts)
+    if days < SHORT_DAYS:
+        warnings.append(
+            f"{_name(history)}: trained on only {days:.1f} days of bars; "
+            f"below {SHORT_DAYS:g} days the calibration is rough."
+        )
+    return tuple(warnings)

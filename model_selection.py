@@ -24,7 +24,7 @@ from uncertainty_engine import (
     weigh_blend,
 )
 
-SHARES: Final = (0.25, 0.5, 0.75, 1.0)  # of the log-linear blend that are tried
+SHARES: Final = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the log-linear blend that are tried
 STRENGTHS: Final = (0.0, 0.5, 1.0)  # shares of the scale correction that are tried
 GAINS: Final = (0.0, 0.2, 0.35, 0.5)  # gains of the controller that are tried
 GAIN_ERRORS: Final = 2.0  # standard errors by which it must beat none
@@ -71,21 +71,24 @@ def _mean_and_error(values: FloatArray, blocks: IntArray) -> tuple[float, float]
     return mean, error if np.count_nonzero(count) > 1 else np.inf
 
 
-def choose_shares(judged: list[Judged]) -> FloatArray:
-    """The share of the blend that beats the single EWMA most, by an error; (buckets,).
+def choose_shares(judged: list[Judged], *, trusted: float) -> FloatArray:
+    """How much of the blend to take beside the single EWMA, per bucket; (buckets,).
 
-    With weeks of history instead of months the blend loses at long leads, and
-    with days of it everywhere: 0 then leaves it out.
+    The `trusted` share stands unless another one beats it by an error: 0 for a
+    blend that has learned from its own weeks alone, and then loses at long leads;
+    1 for one that leans on other markets.
     """
     fallback, linear = _pooled(judged, "fallback"), _pooled(judged, "linear")
     targets, blocks = _pooled(judged, "targets"), day_blocks(judged)
-    shares = np.zeros(len(linear))
+    shares = np.full(len(linear), trusted)
     for bucket, target in enumerate(targets):
+        losses = {
+            share: gamma_deviance(target, fallback + share * (linear[bucket] - fallback))
+            for share in SHARES
+        }
         best_gain = 0.0
         for share in SHARES:
-            level = fallback + share * (linear[bucket] - fallback)
-            gain = gamma_deviance(target, fallback) - gamma_deviance(target, level)
-            mean, error = _mean_and_error(gain[None], blocks)
+            mean, error = _mean_and_error((losses[trusted] - losses[share])[None], blocks)
             if mean > max(error, best_gain):
                 shares[bucket], best_gain = share, mean
     return shares

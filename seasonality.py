@@ -1,13 +1,14 @@
 """The clock of volatility: how much a market usually moves at a time of the week.
 
 Volatility follows the New York wall clock (daylight saving moves it in UTC),
-weekday and weekend, sessions and holidays. `SeasonalProfile` holds what was
-learned of it as a product of three factors; dividing it out leaves returns
-whose level changes slowly, and multiplying it in puts the clock back on a
-forecast.
+weekday and weekend, sessions and holidays, and scheduled releases. `SeasonalProfile`
+holds what was learned of it as a product of factors; dividing it out leaves
+returns whose level changes slowly, and multiplying it in puts the clock back on
+a forecast.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache
 from typing import Any, Final, Self
@@ -28,6 +29,8 @@ SHARP_PRIOR: Final = 150.0  # observations that a single slot must outweigh
 WEEKLY_PRIOR: Final = 600.0  # observations that a weekday's part of a day must outweigh
 WEEKLY_BLOCK_S: Final = 10_800
 FLOOR: Final = 0.02  # of the mean: no hour is taken to be motionless
+EVENT_PRIOR_S: Final = 3000  # seconds of bars around releases that a factor must outweigh
+PROFILE_POOL_DAYS: Final = 15.0  # of own bars that weigh as much as the pooled profile
 
 _FRIDAY, _SATURDAY, _SUNDAY = 4, 5, 6
 _CLOSE_S, _REOPEN_S = 17 * 3600, 18 * 3600  # Friday and Sunday, New York
@@ -79,11 +82,66 @@ def is_closed(local: IntArray, hours: MarketHours) -> IntArray:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EventTimes:
+    """When releases of one kind are due, and how the time around them is cut.
+
+    `times` (n,): Unix seconds, rising. `edges_s` (parts + 1,): seconds from a
+    release, rising; the parts of neighbouring releases do not overlap.
+    """
+
+    name: str
+    edges_s: tuple[int, ...]
+    times: IntArray
+
+    def part_of(self, ts: IntArray) -> IntArray:
+        """The part around a release that each moment falls into, or -1; shape of `ts`."""
+        if not len(self.times):
+            return np.full(ts.shape, -1)
+        latest = np.searchsorted(self.times + self.edges_s[0], ts, "right") - 1
+        since = ts - self.times[np.maximum(latest, 0)]
+        part = np.searchsorted(np.array(self.edges_s), since, "right") - 1
+        inside = (latest >= 0) & (part >= 0) & (part < len(self.edges_s) - 1)
+        return np.where(inside, part, -1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EventFactor:
+    """How much more a market moves around releases; `factor` (parts,)."""
+
+    event: EventTimes
+    factor: FloatArray
+
+    def at(self, ts: IntArray) -> FloatArray:
+        """The factor at each moment, 1 away from releases; shape of `ts`."""
+        return np.append(self.factor, 1.0)[self.event.part_of(ts)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON manifest."""
+        return {
+            "name": self.event.name,
+            "edges_s": list(self.event.edges_s),
+            "times": self.event.times.tolist(),
+            "factor": np.round(self.factor, 5).tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
+        event = EventTimes(
+            name=values["name"],
+            edges_s=tuple(values["edges_s"]),
+            times=np.array(values["times"], dtype=np.int64),
+        )
+        return cls(event=event, factor=np.array(values["factor"], dtype=np.float64))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SeasonalProfile:
     """Relative size of a bar's move by time of the New York week; mean about 1.
 
     `base` (2, slots per day): open and closed days. `within_hour` (slots per
-    hour). `weekly` (7, blocks per day): weekday and part of the day.
+    hour). `weekly` (7, blocks per day): weekday and part of the day. `events`:
+    what scheduled releases add.
     """
 
     bar_s: int
@@ -91,6 +149,7 @@ class SeasonalProfile:
     base: FloatArray
     within_hour: FloatArray
     weekly: FloatArray
+    events: tuple[EventFactor, ...] = ()
 
     def at(self, open_ts: IntArray) -> FloatArray:
         """The factor of the bars that open at `open_ts`; shape (n,), dimensionless."""
@@ -99,7 +158,10 @@ class SeasonalProfile:
         daily = self.base[is_closed(local, self.hours), second // self.bar_s]
         hourly = self.within_hour[second % 3600 // self.bar_s]
         weekly = self.weekly[weekday_of(local), second // WEEKLY_BLOCK_S]
-        return daily * hourly * weekly
+        factor = daily * hourly * weekly
+        for event in self.events:
+            factor = factor * event.at(open_ts)
+        return factor
 
     def variance_time(self, times: IntArray) -> FloatArray:
         """Seasonal variance accumulated since `times[0]`, in bars of factor 1.
@@ -121,6 +183,7 @@ class SeasonalProfile:
             "base": np.round(self.base, 5).tolist(),
             "within_hour": np.round(self.within_hour, 5).tolist(),
             "weekly": np.round(self.weekly, 5).tolist(),
+            "events": [event.to_dict() for event in self.events],
         }
 
     @classmethod
@@ -132,6 +195,7 @@ class SeasonalProfile:
             base=np.array(values["base"], dtype=np.float64),
             within_hour=np.array(values["within_hour"], dtype=np.float64),
             weekly=np.array(values["weekly"], dtype=np.float64),
+            events=tuple(EventFactor.from_dict(event) for event in values["events"]),
         )
 
 
@@ -147,7 +211,12 @@ def flat_profile(bar_s: int, hours: MarketHours) -> SeasonalProfile:
 
 
 def fit_profile(
-    open_ts: IntArray, size: FloatArray, *, bar_s: int, hours: MarketHours
+    open_ts: IntArray,
+    size: FloatArray,
+    *,
+    bar_s: int,
+    hours: MarketHours,
+    events: Sequence[EventTimes] = (),
 ) -> SeasonalProfile:
     """Learn the profile from the sizes of past moves.
 
@@ -180,13 +249,68 @@ def fit_profile(
     )
     factor = (base[cell] * within[phase] * weekly[block]) ** 2
     mean = float(np.average(factor, weights=weight))
+    clock = root / np.sqrt(np.maximum(factor, 1e-12))
     return SeasonalProfile(
         bar_s=bar_s,
         hours=hours,
         base=np.maximum(base**2 / mean, FLOOR).reshape(2, slots),
         within_hour=within**2,
         weekly=weekly.reshape(7, -1) ** 2,
+        events=tuple(_event_factor(event, open_ts, clock, weight, bar_s) for event in events),
     )
+
+
+def _event_factor(
+    event: EventTimes, open_ts: IntArray, root: FloatArray, weight: FloatArray, bar_s: int
+) -> EventFactor:
+    """How far the moves around releases exceed the clock's; a release counts at any age."""
+    part = event.part_of(open_ts)
+    ratio = root / np.average(root, weights=weight)
+    counted = (weight > 0) & (part >= 0)
+    cells = len(event.edges_s) - 1
+    means = _shrunk_means(
+        np.maximum(part, 0), ratio, counted.astype(np.float64), cells, EVENT_PRIOR_S / bar_s
+    )
+    return EventFactor(event=event, factor=means**2)
+
+
+def mean_profile(profiles: Sequence[SeasonalProfile], weights: Sequence[float]) -> SeasonalProfile:
+    """The weighted geometric mean of profiles of the same bars, hours and events."""
+    first = profiles[0]
+    return replace(
+        first,
+        base=_geometric_mean([one.base for one in profiles], weights),
+        within_hour=_geometric_mean([one.within_hour for one in profiles], weights),
+        weekly=_geometric_mean([one.weekly for one in profiles], weights),
+        events=tuple(
+            replace(
+                event, factor=_geometric_mean([one.events[k].factor for one in profiles], weights)
+            )
+            for k, event in enumerate(first.events)
+        ),
+    )
+
+
+def _geometric_mean(values: Sequence[FloatArray], weights: Sequence[float]) -> FloatArray:
+    logs = np.log(np.maximum(np.stack(values), 1e-6))
+    return np.asarray(np.exp(np.average(logs, axis=0, weights=weights)), dtype=np.float64)
+
+
+def lean_on_pool(own: SeasonalProfile, pooled: SeasonalProfile, days: float) -> SeasonalProfile:
+    """A profile learned from `days` of bars, pulled towards one of like markets.
+
+    Releases that only one of them knows keep the factor that they have.
+    """
+    share = PROFILE_POOL_DAYS / (PROFILE_POOL_DAYS + days)
+    theirs = {event.event.name: event.factor for event in pooled.events}
+    aligned = replace(
+        pooled,
+        events=tuple(
+            replace(event, factor=theirs.get(event.event.name, event.factor))
+            for event in own.events
+        ),
+    )
+    return mean_profile([own, aligned], [1 - share, share])
 
 
 def _level_free_roots(

@@ -4,6 +4,7 @@ Stochastic lead sampling: each base time draws its leads at random, evenly over
 leads, so the number of training rows does not grow with the number of leads.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,7 +26,8 @@ from features import (
     trace_ewma,
     window_sums,
 )
-from seasonality import fit_profile
+from pooled_prior import PooledPrior, pooled_clock
+from seasonality import EventTimes, fit_profile
 
 FOLDS: Final = 3
 VALIDATION_SHARE: Final = 0.24  # of all bars, over all folds together
@@ -98,6 +100,11 @@ class Market:
     seasonal: FloatArray  # (n + 1,): running sum of seasonal variance
     travelled: FloatArray  # (n + 1,): running sum of returns, bps
     known: IntArray  # (n + 1,): running count of bars
+    prior: PooledPrior | None  # what markets have in common, as it was known
+
+    def days_known(self, train_end: int) -> float:
+        """Days of bars before `train_end`; hours without bars do not count."""
+        return float(self.known[train_end]) / self.spec.bars_per_day
 
     def centre_targets(self, rows: IntArray, lead_bars: IntArray) -> FloatArray:
         """Return over the lead in units of level · √seasonal variance; (n,), NaN unknown."""
@@ -117,14 +124,21 @@ def prepare_market(
     warm_up: ReturnGrid,
     hours: MarketHours,
     train_end: int,
+    *,
+    prior: PooledPrior | None = None,
+    events: Sequence[EventTimes] = (),
 ) -> Market:
     """Learn clock, unit and cap from the bars before `train_end`, apply them to all.
+
+    `prior` and `events` must have been known by then.
 
     `warm_up` holds the bars right before the grid (or none): averages start from
     them, as they will when the models serve with more history than they learned.
     """
     past = grid.part(0, train_end)
-    profile = fit_profile(past.open_ts, move_sizes(past), bar_s=spec.bar_s, hours=hours)
+    own = fit_profile(past.open_ts, move_sizes(past), bar_s=spec.bar_s, hours=hours, events=events)
+    days = float((past.span > 0).sum()) / spec.bars_per_day
+    profile = pooled_clock(own, prior, days)
     standardiser = fit_standardiser(past, profile)
     rows = np.arange(len(grid))
     first = warm_up if len(warm_up) else grid
@@ -144,6 +158,7 @@ def prepare_market(
         seasonal=_running(standardiser.profile.at(grid.open_ts) ** 2),
         travelled=_running(np.where(grid.span > 0, grid.returns, 0.0)),
         known=sums.count,
+        prior=prior,
     )
 
 

@@ -89,33 +89,45 @@ def bucket_design(frame: FeatureFrame, bucket: int) -> FloatArray:
 
 
 def fit_log_linear(
-    x: FloatArray, y: FloatArray, weight: FloatArray, *, ridge: float | FloatArray = LIGHT_RIDGE
+    x: FloatArray,
+    y: FloatArray,
+    weight: FloatArray,
+    *,
+    ridge: float | FloatArray = LIGHT_RIDGE,
+    prior: LogLinearScale | None = None,
+    intercept_ridge: float = 0.0,
 ) -> LogLinearScale:
     """Gamma regression with a log link, ridge and a bounded gradient.
 
     `x` (n, features), `y` (n,) >= 0, the mean |z|, `weight` (n,), `ridge`
     (features,) or one for all: the penalty on half the squared slope, beside a loss of weight 1
     in all; infinite leaves a feature out. It does not fade as rows are added:
-    outcomes overlap, and a year of them is a handful of regimes. The information
-    matrix of the gamma family does not depend on the fit, so one factorisation
-    serves every Newton step.
+    outcomes overlap, and a year of them is a handful of regimes. With a `prior`
+    slopes are pulled towards its slopes instead of 0, in its units, and the
+    intercept by `intercept_ridge`. The information matrix of the gamma family
+    does not depend on the fit, so one factorisation serves every Newton step.
     """
     weight = weight / weight.sum()
-    centre = weight @ x
-    spread = np.maximum(np.sqrt(weight @ (x - centre) ** 2), 1e-6)
+    centre = weight @ x if prior is None else prior.centre
+    spread = (
+        np.maximum(np.sqrt(weight @ (x - centre) ** 2), 1e-6) if prior is None else prior.spread
+    )
     standard = np.clip((x - centre) / spread, -CLIP_SD, CLIP_SD)
     # Clipping moves the mean a little; the intercept below must not feel it.
     standard = np.column_stack([np.ones(len(x)), standard])
     each = np.broadcast_to(np.asarray(ridge, dtype=np.float64), centre.shape)
     standard[:, 1:] *= np.isfinite(each)
-    penalty = np.concatenate(([0.0], np.where(np.isfinite(each), each, 1.0)))
+    penalty = np.concatenate(([intercept_ridge], np.where(np.isfinite(each), each, 1.0)))
     information = (standard * weight[:, None]).T @ standard + np.diag(penalty)
     factor = cho_factor(information + 1e-9 * np.eye(len(penalty)))
-    beta = np.zeros(len(penalty))
-    beta[0] = np.log(max(float(weight @ y), 1e-6))
+    target = np.zeros(len(penalty))
+    target[0] = np.log(max(float(weight @ y), 1e-6))
+    if prior is not None:
+        target = np.concatenate(([prior.intercept], prior.slope))
+    beta = target.copy()
     for _ in range(NEWTON_STEPS):
         ratio = np.minimum(y * np.exp(-standard @ beta), RESIDUAL_LIMIT)
-        gradient = standard.T @ (weight * (ratio - 1)) - penalty * beta
+        gradient = standard.T @ (weight * (ratio - 1)) - penalty * (beta - target)
         beta += cho_solve(factor, gradient)
     return LogLinearScale(centre=centre, spread=spread, slope=beta[1:], intercept=float(beta[0]))
 

@@ -21,13 +21,10 @@ from threadpoolctl import threadpool_limits
 
 from backtest_store import (
     append_score,
-    bars_key,
-    content_key,
     export_prediction,
     load_prediction,
     load_scores,
     prediction_file,
-    program_key,
     require_same_prediction,
     scores_file,
     sets_folder,
@@ -42,15 +39,17 @@ from config import (
     competition_like,
     protocol_profile,
 )
+from content_keys import bars_key, content_key, program_key
 from data_fetcher import open_source
 from domain import IntArray, MarketHistory
 from errors import ConfigError, DataError, InsufficientHistory
 from garch_baseline import Garch
 from lgbm_predictor import ModelSet, load_model_set
-from lgbm_trainer import train
+from lgbm_trainer import fit_window, train
 from market_baselines import Har, Oracle, fit_har
 from market_view import MarketView
 from model_store import publish_set, published_sets
+from pool_store import histories_of, pool_names, pooled_priors
 from replay import (
     EngineForecaster,
     answer_digest,
@@ -110,6 +109,16 @@ class Market:
 @lru_cache(maxsize=KEPT_HISTORIES)
 def _load(settings: Settings, asset: str, frequency: Frequency) -> MarketHistory:
     return open_source(settings).load(asset, frequency).history
+
+
+def _peers(market: Market) -> tuple[MarketHistory, ...]:
+    """All assets that the market's models may lean on, whichever are replayed."""
+    return _load_all(market.settings, market.frequency)
+
+
+@lru_cache(maxsize=1)
+def _load_all(settings: Settings, frequency: Frequency) -> tuple[MarketHistory, ...]:
+    return histories_of(open_source(settings), frequency)
 
 
 # ---------------------------------------------------------------- the plan of a market
@@ -228,12 +237,14 @@ def train_models(market: Market, moment: int, report: Report) -> None:
     """
     history = market.history()
     past = _past(market, history, moment)
+    first, last = fit_window(past, market.settings.days)
     try:
         result = train(
             past,
             days=market.settings.days,
             seed=market.settings.seed,
             profile=protocol_profile(market.settings.profile),
+            priors=pooled_priors(_peers(market), first, last, market.work_dir / "pools"),
             progress=lambda step: report(market.name, step),
         )
     except InsufficientHistory as error:
@@ -257,9 +268,9 @@ def _past(market: Market, history: MarketHistory, moment: int) -> MarketHistory:
 def _set_folder(market: Market, past: MarketHistory) -> Path:
     settings = market.settings
     wanted = [settings.seed, settings.days, settings.profile]
-    return sets_folder(
-        market.work_dir, content_key(bars_key(past), wanted, program_key("lgbm_trainer"))
-    )
+    pools = pool_names(_peers(market), *fit_window(past, settings.days))
+    key = content_key(bars_key(past), wanted, pools, program_key("lgbm_trainer"))
+    return sets_folder(market.work_dir, key)
 
 
 def _published(market: Market, history: MarketHistory, moment: int) -> tuple[Path, ...]:

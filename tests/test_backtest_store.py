@@ -1,16 +1,12 @@
 """The work folder: found again by content, and never mixed."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-import backtest_store
 from backtest_store import (
     append_score,
-    bars_key,
-    content_key,
     differing,
     export_prediction,
     interrupted_run,
@@ -18,59 +14,14 @@ from backtest_store import (
     load_scores,
     note_run,
     prediction_file,
-    program_key,
 )
 from domain import ForecastRequest
 from errors import DataError, StateError
-from tests.test_baselines import history_of
 
 REQUEST = ForecastRequest(
     asset="BTC", start_ts=1_764_547_500, increment_s=60, length_s=120, num_paths=2
 )
 PATHS = np.array([[1.5, 2.25, 3.0], [1.5, 2.0, 91234.567]])
-
-
-def test_a_key_depends_on_every_part_and_not_on_the_order_of_names():
-    assert content_key(1, {"a": 1, "b": 2}) == content_key(1, {"b": 2, "a": 1})
-    assert content_key(1, 2) != content_key(2, 1)
-
-
-def test_the_key_of_bars_depends_on_every_column():
-    history = history_of(np.ones(20))
-    keys = {bars_key(history)}
-    for column in ("open", "high", "low", "close", "volume"):
-        values = getattr(history.bars, column).copy()
-        values[3] = 1.0
-        keys.add(bars_key(replace(history, bars=replace(history.bars, **{column: values}))))
-    keys.add(bars_key(history.known_at(history.bars.end_ts - 60)))
-    assert len(keys) == 7
-    assert bars_key(history_of(np.ones(20))) in keys
-
-
-def test_the_program_key_follows_imports(monkeypatch, tmp_path):
-    (tmp_path / "top.py").write_text("import json\nfrom middle import x\n")
-    (tmp_path / "middle.py").write_text("def f():\n    import deep\n")
-    (tmp_path / "deep.py").write_text("")
-    (tmp_path / "apart.py").write_text("")
-    monkeypatch.setattr(backtest_store, "PROGRAM", tmp_path)
-
-    def key():
-        program_key.cache_clear()
-        return program_key("top")
-
-    before = key()
-    (tmp_path / "apart.py").write_text("changed = 1")
-    assert key() == before
-    (tmp_path / "deep.py").write_text("changed = 1")
-    assert key() != before
-    program_key.cache_clear()
-
-
-def test_what_scores_depend_on_is_in_the_program_key():
-    reached = backtest_store._imported_from("walk_forward")
-    needed = {"features", "lgbm_trainer", "forecast_engine", "scoring", "config", "domain"}
-    assert needed < reached
-    assert not {"console", "miner", "report"} & reached
 
 
 # ---------------------------------------------------------------- scores

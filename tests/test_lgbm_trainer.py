@@ -16,8 +16,10 @@ from domain import Bars
 from errors import InsufficientHistory
 from features import return_grid
 from lgbm_predictor import Calibration, centre_file, centre_names, scale_names
-from lgbm_trainer import progress_steps, train
+from lgbm_trainer import fit_window, progress_steps, train
 from model_store import MANIFEST, digest
+from pool_store import histories_of
+from pooling import fit_pooled_prior
 from training_rows import rolling_splits
 
 HF, LF = FREQUENCIES[Frequency.HF], FREQUENCIES[Frequency.LF]
@@ -131,6 +133,11 @@ def test_training_rows_do_not_grow_with_the_number_of_leads(past, monkeypatch):
 # ---------------------------------------------------------------- no leakage
 
 
+def bars_of(history):
+    recent, grid, warm_up = lgbm_trainer._recent(history, days=365)
+    return lgbm_trainer._Bars(history=recent, grid=grid, warm_up=warm_up, priors=())
+
+
 @pytest.mark.usefixtures("few_rounds")
 def test_bars_after_the_moment_of_training_change_no_byte(archive):
     history = archive.load("BTC", Frequency.LF).history
@@ -154,8 +161,7 @@ def test_a_fold_learns_nothing_from_the_bars_that_judge_it(past):
     fold = rolling_splits(len(return_grid(history.bars)), HF.horizon_bars)[1]
 
     def learned_from(entry):
-        recent, grid, warm_up = lgbm_trainer._recent(entry, days=365)
-        market = lgbm_trainer._market(recent, grid, warm_up, fold.train_end)
+        market = bars_of(entry).market(fold.train_end)
         rows = training_rows.training_rows(market, fold.train_end)
         rng = np.random.default_rng(0)
         blend = lgbm_trainer._fit_blend(market, fold.train_end, rng)
@@ -282,10 +288,11 @@ def test_the_calibration_survives_being_written(trained):
 @pytest.mark.parametrize("spec", [HF, LF])
 def test_rows_lose_half_their_weight_in_one_recency_half_life(past, spec):
     history = past(spec.frequency)
-    recent, grid, warm_up = lgbm_trainer._recent(history, days=365)
-    market = lgbm_trainer._market(recent, grid, warm_up, len(grid))
-    rows = training_rows.training_rows(market, len(grid))
-    data = lgbm_trainer._centre_rows(market, 0, rows, len(grid), np.random.default_rng(0))
+    bars = bars_of(history)
+    n = len(bars.grid)
+    market = bars.market(n)
+    rows = training_rows.training_rows(market, n)
+    data = lgbm_trainer._centre_rows(market, 0, rows, n, np.random.default_rng(0))
     known = len(data.weight)
     age_days = (market.frame.end_ts[-1] - market.frame.end_ts[rows[:known]]) / DAY_S
     half_life = {Frequency.HF: 14, Frequency.LF: 60}[spec.frequency]
@@ -319,3 +326,34 @@ def test_a_blend_that_sees_more_than_the_ewma_earns_its_share(archive):
     shares = orjson.loads(result.files[MANIFEST])["weights"]["blend_shares"]
     assert min(shares[:4]) >= 0.5  # the first quarter of an hour
     assert all(lead.scale_skill > 0.01 for lead in result.leads[:4])
+
+
+# ---------------------------------------------------------------- leaning on other markets
+
+
+def test_the_window_of_fits_begins_with_the_first_fold_and_ends_with_the_bars(past):
+    history = past(Frequency.HF)
+    recent, grid, _ = lgbm_trainer._recent(history, days=8)
+    first, last = fit_window(history, 8)
+    fold = rolling_splits(len(grid), HF.horizon_bars)[0]
+    assert first == recent.bars.open_ts[0] + fold.train_end * HF.bar_s
+    assert last == history.bars.end_ts
+
+
+@pytest.mark.usefixtures("few_rounds")
+def test_a_short_history_leans_on_the_pool_that_was_known(past):
+    history = past(Frequency.LF)
+    short = history.known_at(int(history.bars.open_ts[0]) + 9 * DAY_S)
+    first, last = fit_window(short, 365)
+    market = SimulatedSource(end_ts=first, days=20, assets=("BTC", "XAU"))
+    known = fit_pooled_prior(histories_of(market, Frequency.LF), first, ())
+    assert known is not None
+    later = replace(known, until=last + 1, blend=())
+    alone, leaning, careless = (
+        train(short, days=365, seed=0, profile=PROFILE, priors=priors)
+        for priors in ((), (known,), (known, later))
+    )
+    assert leaning.files != alone.files
+    assert leaning.files == careless.files
+    manifests = [orjson.loads(result.files[MANIFEST]) for result in (alone, leaning)]
+    assert [manifest["pooled_with"] for manifest in manifests] == [[], ["BTC", "XAU"]]

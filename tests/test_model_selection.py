@@ -249,7 +249,7 @@ def test_the_blend_keeps_the_share_by_which_it_beats_the_single_average():
         truth = fold.linear.copy()
         fold.linear[1] = np.random.default_rng(1).standard_normal(len(fold.end_ts))
         fold.linear[2] = fold.fallback + 2 * (truth[2] - fold.fallback)
-    shares = choose_shares(folds)
+    shares = choose_shares(folds, trusted=0.0)
     assert shares[0] == shares[3] == max(SHARES)
     assert shares[1] == 0.0
     assert shares[2] == 0.5
@@ -261,6 +261,18 @@ def test_the_blend_keeps_the_share_by_which_it_beats_the_single_average():
         np.testing.assert_array_equal(left.linear[1], fold.fallback)
         np.testing.assert_allclose(left.linear[2], (fold.fallback + fold.linear[2]) / 2)
         assert left.targets is fold.targets
+
+
+def test_a_trusted_blend_is_left_only_for_a_clear_gain():
+    folds = two_folds(LF, 20)
+    rng = np.random.default_rng(1)
+    for fold in folds:
+        fold.linear[1] = fold.fallback + 2 * rng.standard_normal(len(fold.end_ts))
+        fold.linear[2] = fold.fallback
+        fold.targets[3] = np.nan
+    shares = choose_shares(folds, trusted=1.0)
+    assert shares[0] == shares[2] == shares[3] == 1.0
+    assert shares[1] == 0.0
 
 
 def test_the_skill_of_a_bucket_is_what_its_level_gains_on_the_single_average():

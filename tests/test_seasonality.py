@@ -3,6 +3,7 @@
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -16,10 +17,15 @@ from domain import Bars
 from features import move_sizes, return_grid
 from seasonality import (
     FLOOR,
+    PROFILE_POOL_DAYS,
+    EventFactor,
+    EventTimes,
     SeasonalProfile,
     fit_profile,
     flat_profile,
     is_closed,
+    lean_on_pool,
+    mean_profile,
     new_york_seconds,
     weekday_of,
 )
@@ -377,3 +383,81 @@ def test_a_profile_survives_json(seed, bar_s):
     np.testing.assert_allclose(again.at(times), profile.at(times), rtol=1e-3)
     twice = SeasonalProfile.from_dict(json.loads(json.dumps(again.to_dict())))
     assert twice.at(times).tobytes() == again.at(times).tobytes()
+
+
+# ---------------------------------------------------------------- scheduled releases
+
+
+RELEASE = EventTimes(
+    name="release",
+    edges_s=(-1800, 0, 1800, 7200),
+    times=MONDAY + DAY_S * np.array([2, 9, 16]) + 15 * 3600,
+)
+
+
+def test_the_time_around_a_release_is_cut_at_its_edges():
+    at = RELEASE.times[1] + np.array([-1801, -1800, -1, 0, 1799, 1800, 7199, 7200])
+    assert RELEASE.part_of(at).tolist() == [-1, 0, 0, 1, 1, 2, 2, -1]
+    nothing = EventTimes(name="none", edges_s=(0, 60), times=np.array([], dtype=np.int64))
+    assert nothing.part_of(at).tolist() == [-1] * 8
+
+
+def test_a_planted_release_is_learned_and_put_back():
+    open_ts = grid(21)
+    louder = np.array([1.0, 3.0, 1.5, 1.0])[RELEASE.part_of(open_ts)]
+    size = np.abs(np.random.default_rng(4).standard_normal(len(open_ts))) * louder
+    profile = fit_profile(
+        open_ts, size, bar_s=BAR_S, hours=MarketHours.CONTINUOUS, events=[RELEASE]
+    )
+    (event,) = profile.events
+    # 18 bars of three releases against a prior of 10 that nothing happens
+    assert 0.75 < event.factor[0] < 1.2
+    assert 1.4 < event.factor[1] < 3.0
+    assert 1.05 < event.factor[2] < 1.6
+    at = RELEASE.times[:1]
+    plain = replace(profile, events=())
+    np.testing.assert_allclose(profile.at(at), plain.at(at) * event.factor[1])
+    again = SeasonalProfile.from_dict(json.loads(json.dumps(profile.to_dict())))
+    np.testing.assert_allclose(again.at(open_ts), profile.at(open_ts), rtol=1e-4)
+
+
+def test_a_kind_without_a_release_so_far_changes_nothing():
+    open_ts = grid(10)
+    coming = replace(RELEASE, times=RELEASE.times + 100 * DAY_S)
+    size = np.abs(np.random.default_rng(4).standard_normal(len(open_ts)))
+    profile = fit_profile(open_ts, size, bar_s=BAR_S, hours=MarketHours.CONTINUOUS, events=[coming])
+    np.testing.assert_array_equal(profile.events[0].factor, 1.0)
+
+
+# ---------------------------------------------------------------- like markets
+
+
+def with_event(profile: SeasonalProfile, name: str, factor: float) -> SeasonalProfile:
+    event = replace(RELEASE, name=name)
+    return replace(profile, events=(EventFactor(event=event, factor=np.full(3, factor)),))
+
+
+def test_a_profile_leans_on_the_pool_by_its_days():
+    own, pooled = any_profile(1), any_profile(2)
+    half = lean_on_pool(own, pooled, PROFILE_POOL_DAYS)
+    np.testing.assert_allclose(half.base, np.sqrt(own.base * pooled.base))
+    np.testing.assert_allclose(lean_on_pool(own, pooled, 0).weekly, pooled.weekly)
+    np.testing.assert_allclose(lean_on_pool(own, pooled, 1e9).within_hour, own.within_hour)
+
+
+def test_releases_are_pooled_by_name_and_keep_their_own_times():
+    own = with_event(any_profile(1), "cpi", 4.0)
+    same = with_event(any_profile(2), "cpi", 1.0)
+    other = with_event(any_profile(2), "fomc", 1.0)
+    moved = replace(same, events=(replace(same.events[0], event=RELEASE),))
+    np.testing.assert_allclose(lean_on_pool(own, same, PROFILE_POOL_DAYS).events[0].factor, 2.0)
+    for stranger in (other, moved):
+        leaning = lean_on_pool(own, stranger, PROFILE_POOL_DAYS)
+        np.testing.assert_allclose(leaning.events[0].factor, 4.0)
+        assert leaning.events[0].event is own.events[0].event
+
+
+def test_the_mean_of_profiles_weighs_them():
+    one, other = any_profile(1), any_profile(2)
+    mean = mean_profile([one, other], [3, 1])
+    np.testing.assert_allclose(mean.base, one.base**0.75 * other.base**0.25)

@@ -1,0 +1,77 @@
+"""Pooled priors on disk: fitted when first asked for, found again by content.
+
+    <folder>/<hf|lf>_<moment>_<key>.json
+
+All trainings of a source share them, whichever asset they are for.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from config import Frequency
+from content_keys import bars_key, content_key, program_key
+from data_fetcher import BarSource
+from domain import MarketHistory
+from errors import DataError
+from pooled_prior import PooledPrior, pool_moments
+from pooling import fit_pooled_prior, pool_window
+from scheduled_events import known_events
+from state_store import locked, write_atomically
+
+FIT_WAIT_S: Final = 900  # for another process to fit the same pools
+
+
+def histories_of(source: BarSource, frequency: Frequency) -> tuple[MarketHistory, ...]:
+    """Every asset of the source that has usable bars at the frequency."""
+    histories = []
+    for asset, served in source.frequencies().items():
+        if frequency in served:
+            try:
+                histories.append(source.load(asset, frequency).history)
+            except DataError:
+                continue  # its own training says what is wrong with it
+    return tuple(histories)
+
+
+def pooled_priors(
+    histories: Sequence[MarketHistory], first: int, last: int, folder: Path
+) -> tuple[PooledPrior, ...]:
+    """What a training needs whose fits end between `first` and `last`, Unix seconds.
+
+    `histories`: all assets of one frequency, so that none of them is special.
+    Moments at which no asset has enough bars have no prior. Raises: StateError, BusyError.
+    """
+    priors = [
+        _prior(histories, moment, folder / name)
+        for moment, name in zip(
+            pool_moments(first, last), pool_names(histories, first, last), strict=True
+        )
+    ]
+    return tuple(prior for prior in priors if prior is not None)
+
+
+def pool_names(histories: Sequence[MarketHistory], first: int, last: int) -> list[str]:
+    """The files of `pooled_priors`: their names stand for all that they depend on."""
+    return [_name(histories, moment) for moment in pool_moments(first, last)]
+
+
+def _name(histories: Sequence[MarketHistory], moment: int) -> str:
+    keys = [bars_key(pool_window(history, moment)) for history in histories]
+    key = content_key(keys, program_key("pooling"), program_key("scheduled_events"))
+    day = datetime.fromtimestamp(moment, UTC).strftime("%Y%m%d")
+    return f"{histories[0].frequency.value}_{day}_{key}.json"
+
+
+def _prior(histories: Sequence[MarketHistory], moment: int, file: Path) -> PooledPrior | None:
+    if not file.exists():
+        with locked(file.parent, "fitting what the markets have in common", wait_s=FIT_WAIT_S):
+            if not file.exists():
+                events, _ = known_events(moment)
+                prior = fit_pooled_prior(histories, moment, events)
+                write_atomically(file, orjson.dumps(None if prior is None else prior.to_dict()))
+    values = orjson.loads(file.read_bytes())
+    return None if values is None else PooledPrior.from_dict(values)

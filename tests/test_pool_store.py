@@ -1,0 +1,49 @@
+"""Pools on disk: shared by all trainings, and found again by what they depend on."""
+
+import numpy as np
+import pytest
+
+import pool_store
+from config import DAY_S, Frequency
+from data_fetcher import SimulatedSource
+from pool_store import histories_of, pool_names, pooled_priors
+from pooled_prior import POOL_EVERY_S
+from tests.test_pooling import corrupted
+
+SOURCE = SimulatedSource(days=40)
+LAST = SOURCE.end_ts
+FIRST = LAST - 2 * DAY_S
+
+
+@pytest.fixture(scope="module")
+def histories():
+    return histories_of(SOURCE, Frequency.LF)
+
+
+def test_every_asset_of_the_source_takes_part(histories):
+    assert [history.asset for history in histories] == list(SOURCE.assets)
+
+
+def test_a_pool_is_fitted_once_and_then_read(tmp_path, histories, monkeypatch):
+    (prior,) = pooled_priors(histories, FIRST, LAST, tmp_path)
+    assert prior.until == FIRST // POOL_EVERY_S * POOL_EVERY_S
+    monkeypatch.setattr(pool_store, "fit_pooled_prior", None)  # would fail if it were called
+    (again,) = pooled_priors(histories, FIRST, LAST, tmp_path)
+    assert again.to_dict() == prior.to_dict()
+    assert [file.name for file in tmp_path.glob("*.json")] == pool_names(histories, FIRST, LAST)
+
+
+def test_moments_before_all_bars_have_no_prior(tmp_path, histories):
+    early = FIRST - 90 * DAY_S
+    assert len(pool_names(histories, early, LAST)) == 4
+    assert len(pooled_priors(histories, early, LAST, tmp_path)) == 1
+
+
+def test_names_change_with_the_past_of_any_asset_and_not_with_its_future(histories):
+    moment = FIRST // POOL_EVERY_S * POOL_EVERY_S
+    names = pool_names(histories, FIRST, LAST)
+    later = [*histories[:-1], corrupted(histories[-1], moment)]
+    sooner = [*histories[:-1], corrupted(histories[-1], moment - 5 * DAY_S)]
+    assert pool_names(later, FIRST, LAST) == names
+    assert pool_names(sooner, FIRST, LAST) != names
+    assert np.all([history.bars.end_ts > moment for history in histories])
