@@ -51,7 +51,7 @@ from chain import (
     find_external_ip,
 )
 from domain import Forecast
-from errors import ChainUnavailable, ConfigError, MinerError, TooLate
+from errors import ChainUnavailable, ConfigError, MinerError, RequestError, TooLate
 from operator_flags import (
     AXON_REQUIREMENTS,
     AxonSettings,
@@ -319,6 +319,11 @@ class AxonServer:
         """Our own address, which callers sign for."""
         return str(self._wallet.hotkey.ss58_address)
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether prompts are being answered, for a health check."""
+        return self._thread is not None and self._thread.is_alive()
+
     def endpoint(self) -> Endpoint:
         """What to publish. Raises: SourceUnavailable if our address cannot be found."""
         settings = self._settings
@@ -440,13 +445,19 @@ def _forward(desk: AnswerDesk, hotkey: str, now: Callable[[], float]) -> Callabl
 
 async def _answer(desk: AnswerDesk, call: AxonCall, now: float) -> bytes:
     """The encoded answer. Raises: MinerError, TooLate also if the caller has stopped waiting."""
+    caller = Caller(name=call.claim.hotkey, transport=TRANSPORT)
+    try:
+        budget_s = prompt_budget(call.request.start_ts, now)
+    except RequestError as error:
+        desk.turn_away(caller, str(error), now=now)
+        raise
     answer = desk.answer(
         call.request,
         encoder=AXON_GZIP if call.accepts_gzip else AXON_JSON,
-        caller=Caller(name=call.claim.hotkey, transport=TRANSPORT),
+        caller=caller,
         now=now,
         priority=call.priority,
-        budget_s=prompt_budget(call.request.start_ts, now),
+        budget_s=budget_s,
     )
     wait_s = call.claim.wait_s
     try:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, Field
 
 import axon_adapter
 import axon_gate
-from answer_desk import AnswerDesk, Outcome
+from answer_desk import AnswerDesk, AnswerRecord, Outcome
 from axon_adapter import AxonServer, BittensorReader, bt, load_wallet, serving, snapshot_of
 from caller_rules import CallerPolicy, Neuron
 from chain import ChainSnapshot, Endpoint, StaticChain
@@ -60,7 +60,7 @@ class PromptInput(BaseModel):
     num_simulations: int = Field(default=1)
 
 
-class Simulation(bt.Synapse):
+class Simulation(bt.Synapse):  # type: ignore[misc]  # bittensor comes without types
     simulation_input: PromptInput
     simulation_output: tuple[list[float | int] | int, ...] | None = None
 
@@ -146,7 +146,7 @@ class Desk(AnswerDesk):
     """The desk, and what it told its observers."""
 
     def __init__(self, engine):
-        self.told = []
+        self.told: list[AnswerRecord] = []
         super().__init__(engine, observers=[self.told.append])
 
 
@@ -589,8 +589,12 @@ def test_a_bad_value_is_refused_by_name(client, server, engine, changes, words):
     assert_refused(post(client, signed(server), prompt(engine, **changes)), 400, words)
 
 
-def test_a_start_that_has_passed_is_too_late(client, server, engine):
-    assert_refused(post(client, signed(server), prompt(engine, -1)), 408, "has passed")
+def test_a_start_that_has_passed_is_too_late_and_told_of(here, engine):
+    with answering(here, engine) as (ask_as, desk):
+        status, sentence = ask_as("validator", prompt(engine, -1))
+    assert (status, "has passed" in sentence) == (408, True)
+    (record,) = desk.told
+    assert (record.caller.name, record.reason) == (VALIDATOR.ss58_address, sentence)
 
 
 def test_a_start_too_far_ahead_is_refused(client, server, engine):
@@ -791,8 +795,8 @@ def test_an_address_of_another_machine_is_replaced_by_all_of_ours(here, caplog):
 def test_a_stopped_axon_frees_its_port(here, engine):
     with listening(here, engine) as (other, _):
         port = other.port
-        threads = {thread.name for thread in threading.enumerate()}
-        assert "axon" in threads
+        assert other.is_serving
+    assert not other.is_serving
     with socket.create_server((HERE, port)):
         pass
 

@@ -7,6 +7,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import Message
 
 import axon_gate
 from axon_gate import (
@@ -74,7 +75,9 @@ class Gate:
     """A gate on no network: messages in, messages out."""
 
     def __init__(self, *, is_signed=True):
-        self.inner, self.turned_away, self.messages = Inner(), [], []
+        self.inner = Inner()
+        self.turned_away: list[tuple[str, str]] = []
+        self.messages: list[Message] = []
         keeper = GateKeeper(
             own_hotkey=OURS,
             body_hash=BODY_HASH,
