@@ -9,6 +9,7 @@ import pytest
 from config import DAY_S, FREQUENCIES, Frequency, MarketHours
 from domain import MarketHistory
 from features import feature_names
+from pooled_prior import PooledPrior
 from pooling import fit_pooled_prior, pool_window
 from simulated_market import simulate_bars
 
@@ -29,6 +30,12 @@ def market(asset, days=40.0, end=END):
     )
 
 
+def pool(histories, until=END) -> PooledPrior:
+    prior = fit_pooled_prior(histories, until, ())
+    assert prior is not None
+    return prior
+
+
 def corrupted(history, after):
     wild = history.bars.close * np.where(history.bars.close_ts <= after, 1.0, 1.5)
     bars = replace(history.bars, close=wild)
@@ -38,18 +45,16 @@ def corrupted(history, after):
 def test_bars_after_the_moment_change_no_byte():
     until = END - 5 * DAY_S
     histories = [market("BTC"), market("XAU")]
-    one = fit_pooled_prior(histories, until, ())
-    other = fit_pooled_prior([corrupted(history, until) for history in histories], until, ())
+    one = pool(histories, until)
+    other = pool([corrupted(history, until) for history in histories], until)
     assert one.to_dict() == other.to_dict()
-    sooner = fit_pooled_prior(
-        [corrupted(history, until - 3600) for history in histories], until, ()
-    )
+    sooner = pool([corrupted(history, until - 3600) for history in histories], until)
     assert one.to_dict() != sooner.to_dict()
 
 
 def test_an_asset_without_enough_bars_takes_no_part():
     young = market("XAU", days=2.0)
-    prior = fit_pooled_prior([market("BTC"), young], END, ())
+    prior = pool([market("BTC"), young])
     assert prior.assets == ("BTC",)
     assert prior.profiles.keys() == {MarketHours.CONTINUOUS}
     assert fit_pooled_prior([young], END, ()) is None
@@ -60,16 +65,13 @@ def test_a_longer_history_counts_more():
     sizes = [name for name in feature_names(LF)[0] if name.startswith("log_size_")]
     column = feature_names(LF)[0].index(sizes[0])
     loud, calm = market("BTC"), market("ETH", days=10.0)
-    centres = [
-        fit_pooled_prior(parts, END, ()).blend[0].centre[column]
-        for parts in ([loud], [calm], [loud, calm])
-    ]
+    centres = [pool(parts).blend[0].centre[column] for parts in ([loud], [calm], [loud, calm])]
     share = (centres[2] - centres[0]) / (centres[1] - centres[0])
     assert share == pytest.approx(10 / 50, abs=0.01)
 
 
 def test_the_slopes_say_that_volatility_clusters():
-    prior = fit_pooled_prior([market("BTC"), market("XAU")], END, ())
+    prior = pool([market("BTC"), market("XAU")])
     names = feature_names(LF)[0]
     up_to_a_day = [names.index(f"log_size_{half_life:g}") for half_life in (3, 12, 48, 144, 288)]
     for part in prior.blend:
