@@ -16,6 +16,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
@@ -29,7 +30,8 @@ from tenacity import (
     retry_if_exception_type,
     stop_after_attempt,
     stop_before_delay,
-    wait_exponential_jitter,
+    wait_exponential,
+    wait_random,
 )
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -132,24 +134,31 @@ class _PunctualHead:
     timeout: Any
 
     def getresponse(self) -> Any:
-        sock = self.sock
-        watchdog = threading.Timer(self.timeout, _hang_up, (sock,))
+        cut = threading.Event()
+        watchdog = threading.Timer(self.timeout, _hang_up, (self.sock, cut))
         watchdog.daemon = True
         watchdog.start()
         try:
-            return super().getresponse()  # type: ignore[misc]
+            response = super().getresponse()  # type: ignore[misc]
+        except (OSError, http.client.HTTPException) as error:
+            if cut.is_set():
+                raise TimeoutError from error
+            raise
         finally:
             watchdog.cancel()
+        if cut.is_set():  # half a head may pass for a whole one
+            response.close()
+            raise TimeoutError
+        return response
 
 
-def _hang_up(sock: socket.socket | None) -> None:
+def _hang_up(sock: socket.socket | None, cut: threading.Event) -> None:
     """End the connection under the reader, who then sees it closed."""
+    cut.set()
     if sock is not None:
-        try:
+        with suppress(OSError):  # closed meanwhile: nobody reads any more
             # Past the method of TLS sockets, which would first unwrap under the reader.
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
-        except OSError:
-            return  # closed meanwhile: nobody reads any more
 
 
 class _PunctualHTTPConnection(_PunctualHead, HTTPConnection):
@@ -174,7 +183,7 @@ def _session() -> requests.Session:
     session.headers.update({"User-Agent": "lgbm-miner", "Accept-Encoding": "gzip"})
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     for scheme in ("http://", "https://"):
-        adapter = HTTPAdapter(pool_maxsize=_CONNECTIONS, max_retries=0)
+        adapter = HTTPAdapter(pool_maxsize=_CONNECTIONS)
         adapter.poolmanager.pool_classes_by_scheme = {
             "http": _PunctualHTTPPool,
             "https": _PunctualHTTPSPool,
@@ -263,8 +272,8 @@ class HostClient:
     def _repeat(self, call: _Call) -> HttpAnswer:
         """Attempts until one succeeds or there is no point or no patience left."""
         policy = call.policy
-        grow = wait_exponential_jitter(
-            initial=policy.first_wait_s, max=policy.longest_wait_s, jitter=policy.first_wait_s
+        grow = wait_exponential(policy.first_wait_s, max=policy.longest_wait_s) + wait_random(
+            0, policy.first_wait_s
         )
 
         def pause(state: RetryCallState) -> float:
@@ -305,8 +314,6 @@ class HostClient:
         except (requests.Timeout, ReadTimeoutError) as error:
             raise self._timeout(started) from error
         except (requests.RequestException, HTTPError, http.client.HTTPException, OSError) as error:
-            if time.monotonic() - started >= call.policy.read_s:
-                raise self._timeout(started) from error  # the watchdog hung up
             raise FeedUnreachable(
                 f"{self.place} cannot be reached ({_cause(error)}); check the network, or set "
                 f"{self._host.value}_url."
@@ -451,9 +458,7 @@ def _excerpt(body: bytes) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason of a wrapped network error, short."""
-    reason = getattr(error, "reason", None) or (error.args[0] if error.args else None)
-    while isinstance(reason, BaseException):
-        error = reason
-        reason = getattr(error, "reason", None)
+    """The first of a chain of errors, short."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
     return _excerpt(f"{type(error).__name__}: {error}".encode()).rstrip(".")
