@@ -347,13 +347,13 @@ def _at_one_venue(group: Sequence[Series], work: Callable[[Series, Collected], N
             work(series, done)
         except MinerError as error:
             done.failures[series.feed.name] = str(error)
-            if _concerns_all(error):
+            if concerns_whole_venue(error):
                 done.failures |= {entry.feed.name: str(error) for entry in group}
                 break
     return done
 
 
-def _concerns_all(error: MinerError) -> bool:
+def concerns_whole_venue(error: MinerError) -> bool:
     """Whether the venue cannot be reached at all, and not just this symbol."""
     is_of_symbol = isinstance(error, FeedRefused) and not isinstance(error, CountryBlocked)
     return isinstance(error, SourceUnavailable) and not is_of_symbol

@@ -64,6 +64,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     ),
     3: (
         "collector",
+        "price_board",
         "market_view",
         "forecast_engine",
         "replay",
@@ -155,6 +156,7 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"answer_desk", "axon_gate", "operator_flags"}),
         "it puts the gate before bittensor's axon, as the flags say",
     ),
+    "price_board": (frozenset({"collector"}), "both spare a venue that cannot be reached"),
     "feed_seams": (frozenset({"bar_cleaning"}), "coarser bars are made of minutes"),
     "data_fetcher": (
         frozenset({"bar_store", "clock"}),

@@ -1,0 +1,238 @@
+"""The freshest price of every asset, and which one an answer may start from.
+
+The ladder: the newest price of the scored feed, quote or closed bar, while it is
+young; else another feed's quote, moved to the scored feed's level; else the newest
+price of the scored feed whatever its age. A quote that is about ten times off the
+last bar counts only if another feed agrees. Answers read the board and call no
+feed; `PricePoller` fills it.
+"""
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from math import log as ln
+from threading import Lock
+from typing import Final
+
+from clock import Clock
+from collector import concerns_whole_venue
+from config import ANCHOR_MAX_AGE_S, FeedPlan, FeedSymbol, Venue
+from domain import PriceQuote
+from errors import MinerError
+from feeds import Feed
+
+log = logging.getLogger(__name__)
+
+SAME_MOMENT_S: Final = 60  # two quotes no further apart tell how two feeds' levels compare
+LEVEL_EVERY_S: Final = 300  # how often that is looked at while the scored feed is well
+WILD_FACTOR: Final = 8.0  # a quote this far off the last bar needs a second opinion
+AGREEMENT: Final = 1.1  # how far apart two feeds may be and still agree on that
+
+
+class AnchorSource(StrEnum):
+    """Where the price that paths start from was taken."""
+
+    QUOTE = "quote"  # the scored feed's ticker
+    SECOND_SOURCE = "second_source"  # another feed, on the scored feed's level
+    LAST_BAR = "last_bar"  # the scored feed's last closed bar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """The price that paths start from."""
+
+    price: float
+    ts: int  # when it was the price, Unix seconds
+    feed: str
+    source: AnchorSource
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """What the asset costs at the scored feed, in units of another feed's price."""
+
+    ratio: float
+    ts: int
+
+
+class PriceBoard:
+    """Safe between threads; reads and writes are short."""
+
+    def __init__(
+        self, plans: Mapping[str, FeedPlan], *, max_age_s: float = ANCHOR_MAX_AGE_S
+    ) -> None:
+        self._plans = plans
+        self._max_age_s = max_age_s
+        self._quotes: dict[tuple[str, str], PriceQuote] = {}  # by asset and feed
+        self._levels: dict[tuple[str, str], _Level] = {}
+        self._doubtful: dict[tuple[str, str], _Level] = {}
+        self._lock = Lock()
+
+    def post(self, asset: str, quote: PriceQuote) -> None:
+        """Take a quote in; an older one than the feed's latest changes nothing."""
+        with self._lock:
+            held = self._quotes.get((asset, quote.feed))
+            if held is None or held.ts <= quote.ts:
+                self._quotes[asset, quote.feed] = quote
+                self._compare(asset)
+
+    def quote(self, asset: str) -> PriceQuote | None:
+        """The latest quote of the scored feed."""
+        with self._lock:
+            return self._quotes.get((asset, self._plans[asset].scored.name))
+
+    def level_age(self, asset: str, feed: FeedSymbol, now: float) -> float:
+        """Seconds since the feed's level was last compared; infinite before the first time."""
+        with self._lock:
+            level = self._levels.get((asset, feed.name))
+        return float("inf") if level is None else now - level.ts
+
+    def anchor(self, asset: str, last_bar: PriceQuote, now: int) -> Anchor:
+        """What the ladder gives; `last_bar` is the scored feed's last close."""
+        plan = self._plans[asset]
+        with self._lock:
+            scored = self._quotes.get((asset, plan.scored.name))
+            others = [quote for feed in plan.others if (quote := self._rebased(asset, feed))]
+        usable = [quote for quote in others if _is_plausible(quote, last_bar, [scored])]
+        best = _anchor(last_bar, AnchorSource.LAST_BAR, now)
+        if scored and scored.ts > last_bar.ts and _is_plausible(scored, last_bar, others):
+            best = _anchor(scored, AnchorSource.QUOTE, now)
+        if now - best.ts <= self._max_age_s:
+            return best
+        for quote in usable:
+            if quote.ts > best.ts and now - quote.ts <= self._max_age_s:
+                return _anchor(quote, AnchorSource.SECOND_SOURCE, now)
+        return best
+
+    def _compare(self, asset: str) -> None:
+        """Note the levels of feeds that were quoted at the scored feed's moment.
+
+        A level that is far from the one before waits until it is seen again: one
+        wild quote must not make the other feed agree with it.
+        """
+        plan = self._plans[asset]
+        scored = self._quotes.get((asset, plan.scored.name))
+        for feed in plan.others:
+            key = (asset, feed.name)
+            other = self._quotes.get(key)
+            if scored and other and abs(scored.ts - other.ts) <= SAME_MOMENT_S:
+                level = _Level(scored.price / other.price, min(scored.ts, other.ts))
+                expected = self._levels.get(key) or (_Level(1.0, 0) if feed.same_price else level)
+                doubtful = self._doubtful.pop(key, None)
+                if _is_near(level, expected) or (
+                    doubtful and doubtful.ts < level.ts and _is_near(level, doubtful)
+                ):
+                    self._levels[key] = level
+                else:
+                    self._doubtful[key] = level
+
+    def _rebased(self, asset: str, feed: FeedSymbol) -> PriceQuote | None:
+        """The feed's quote on the scored feed's level; None while that is not known."""
+        quote, level = self._quotes.get((asset, feed.name)), self._levels.get((asset, feed.name))
+        if quote is None or (level is None and not feed.same_price):
+            return None
+        return replace(quote, price=quote.price * (level.ratio if level else 1.0))
+
+
+def _is_near(level: _Level, other: _Level) -> bool:
+    return abs(ln(level.ratio / other.ratio)) < ln(AGREEMENT)
+
+
+def _anchor(quote: PriceQuote, source: AnchorSource, now: int) -> Anchor:
+    """A quote as an anchor; a venue's clock may be ahead of ours, an anchor may not."""
+    return Anchor(price=quote.price, ts=min(quote.ts, now), feed=quote.feed, source=source)
+
+
+def _is_plausible(
+    quote: PriceQuote, last_bar: PriceQuote, opinions: list[PriceQuote] | list[PriceQuote | None]
+) -> bool:
+    if abs(ln(quote.price / last_bar.price)) < ln(WILD_FACTOR):
+        return True
+    return any(
+        other is not None
+        and other.ts > last_bar.ts
+        and abs(ln(quote.price / other.price)) < ln(AGREEMENT)
+        for other in opinions
+    )
+
+
+class PricePoller:
+    """Asks feeds for prices and posts them. One thread at a time."""
+
+    def __init__(
+        self,
+        plans: Mapping[str, FeedPlan],
+        feeds: Mapping[Venue, Feed],
+        board: PriceBoard,
+        clock: Clock,
+        *,
+        max_age_s: float = ANCHOR_MAX_AGE_S,
+    ) -> None:
+        self._plans = plans
+        self._feeds = feeds
+        self._board = board
+        self._clock = clock
+        self._max_age_s = max_age_s
+        self._failing: dict[str, str] = {}
+
+    def poll(self) -> None:
+        """One round: the scored feeds, then other feeds where they are needed.
+
+        Others are asked where the scored feed has no young price, and now and then
+        for their level. A venue that cannot be reached is left alone for the rest of
+        the round; what begins to fail is logged once. Never raises for a feed.
+        """
+        failures = self._ask([(plan.asset, plan.scored) for plan in self._plans.values()])
+        failures |= self._ask(
+            [
+                (plan.asset, feed)
+                for plan in self._plans.values()
+                for feed in plan.others
+                if self._is_needed(plan, feed)
+            ],
+            spared=failures,
+        )
+        for name, sentence in failures.items():
+            if name not in self._failing:
+                log.warning("no price", extra={"feed": name, "reason": sentence})
+        self._failing = failures
+
+    def failing(self) -> dict[str, str]:
+        """Feeds that gave no price in the last round, each with its sentence."""
+        return dict(self._failing)
+
+    def _is_needed(self, plan: FeedPlan, feed: FeedSymbol) -> bool:
+        now = self._clock.now()
+        scored = self._board.quote(plan.asset)
+        is_stale = scored is None or now - scored.ts > self._max_age_s / 2
+        return is_stale or self._board.level_age(plan.asset, feed, now) > LEVEL_EVERY_S
+
+    def _ask(
+        self, wanted: list[tuple[str, FeedSymbol]], spared: Mapping[str, str] | None = None
+    ) -> dict[str, str]:
+        """Post the quotes of some feeds, venues side by side; returns what failed."""
+        down = {Venue(name.split(":")[0]) for name in spared or {}}
+        by_venue: dict[Venue, list[tuple[str, FeedSymbol]]] = {}
+        for asset, feed in wanted:
+            if feed.venue not in down:
+                by_venue.setdefault(feed.venue, []).append((asset, feed))
+        failures: dict[str, str] = {}
+        if by_venue:
+            with ThreadPoolExecutor(len(by_venue), thread_name_prefix="prices") as pool:
+                for failed in pool.map(self._ask_venue, by_venue.values()):
+                    failures |= failed
+        return failures
+
+    def _ask_venue(self, wanted: list[tuple[str, FeedSymbol]]) -> dict[str, str]:
+        failures: dict[str, str] = {}
+        for asset, feed in wanted:
+            try:
+                self._board.post(asset, self._feeds[feed.venue].price(feed.symbol))
+            except MinerError as error:
+                failures[feed.name] = str(error)
+                if concerns_whole_venue(error):
+                    failures |= {other.name: str(error) for _, other in wanted}
+                    break
+        return failures
