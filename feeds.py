@@ -36,7 +36,7 @@ from config import (
     Venue,
 )
 from domain import Candles, FloatArray, IntArray, PriceQuote
-from errors import BadAnswer, FeedRefused, SourceUnavailable, UnknownAsset
+from errors import BadAnswer, FeedRefused, SourceUnavailable
 from feed_http import HostClient, Sleep
 
 log = logging.getLogger(__name__)
@@ -465,9 +465,9 @@ class PythFeed(_VenueFeed):
     def price(self, symbol: str) -> PriceQuote:
         """The latest aggregate price, dated by its publishers."""
         if symbol not in _HERMES_IDS:
-            raise UnknownAsset(
-                f"Pyth symbol {symbol!r} has no known price feed; known are "
-                f"{', '.join(_HERMES_IDS)}."
+            raise FeedRefused(
+                f"{self._latest.place} cannot be asked for {symbol!r}, whose price feed is not "
+                f"known; known are {', '.join(_HERMES_IDS)}."
             )
         wanted = _HERMES_IDS[symbol]
         answer = self._latest.get(

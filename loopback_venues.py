@@ -243,8 +243,8 @@ def _forming(row: Row, past_s: int, seed: int) -> Row:
     path = _bridge(seed + row.ts, row.open, row.close, row.low, row.high)[: past_s + 1]
     return replace(
         row,
-        high=float(path.max()),
-        low=float(path.min()),
+        high=max(row.open, float(path.max())),
+        low=min(row.open, float(path.min())),
         close=float(path[-1]),
         volume=row.volume * past_s / MINUTE_S,
     )
@@ -530,7 +530,7 @@ class LoopbackVenues:
         self.connections: set[socket.socket] = set()
 
     @property
-    def urls(self) -> dict[str, str]:
+    def urls(self) -> dict[str, Any]:
         """The settings that lead every feed here."""
         return {f"{host.value}_url": f"{self.address}/{host.value}" for host in FeedHost}
 
