@@ -43,7 +43,7 @@ KEPT_LINES: Final = 50
 LINE_LENGTH: Final = 300
 COURSE_POINTS: Final = 24
 STALE_PRICE_S: Final = 120.0
-COURSE_RANGE: Final = 0.05  # a small ratio does not fill the picture
+COURSE_RANGE: Final = (0.05, 0.25)  # of ratios around 1 that fill the picture
 WIDEST_GAIN: Final = 0.08  # against ewma_t: the full width of a bar
 FREQUENCY_NAMES: Final = {Frequency.HF: "1 hour", Frequency.LF: "24 hours"}
 RUNG_NAMES: Final = {
@@ -330,14 +330,14 @@ def _score_row(market: MarketFacts, own: OwnScore) -> ScoreRow:
 
 
 def _course(own: OwnScore) -> Markup | None:
-    """The ratio to ewma_t along time as a line of its own; below the rule is better."""
+    """The ratio to ewma_t along time as a small line; above the rule it was beaten."""
     if len(own.course) < COURSE_POINTS:
         return None
     parts = np.array_split(np.array(own.course), COURSE_POINTS)
     ratio = np.array([part[:, 1].sum() / max(part[:, 2].sum(), 1e-9) for part in parts])
-    half = max(float(np.abs(ratio - 1).max()), COURSE_RANGE)
+    half = np.clip(np.abs(ratio - 1).max(), *COURSE_RANGE)
     x = np.linspace(2, 118, COURSE_POINTS)
-    y = 13 + 11 * (ratio - 1) / half
+    y = 13 + 11 * np.clip((ratio - 1) / half, -1, 1)
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
     return Markup(  # noqa: S704  # numbers only
         '<svg class="course" viewBox="0 0 120 26" role="img" aria-label="score over that of '
@@ -360,11 +360,11 @@ def _age(seconds: float | None) -> str:
 
 
 def _price(price: float | None) -> str:
-    """Six digits at least, thousands apart."""
+    """Six significant digits, thousands apart."""
     if price is None:
         return "–"
-    decimals = int(np.clip(5 - np.floor(np.log10(max(price, 1e-9))), 0, 8))
-    return f"{price:,.{min(decimals, 2) if price >= 100 else decimals}f}"
+    decimals = int(np.clip(5 - np.floor(np.log10(max(price, 1e-9))), 0, 12))
+    return f"{price:,.{decimals}f}"
 
 
 def _percent(share: float | None, decimals: int = 1) -> str:
