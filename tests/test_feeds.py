@@ -18,6 +18,7 @@ from errors import (
     BadAnswer,
     CountryBlocked,
     FeedFailed,
+    FeedRefused,
     FeedTimeout,
     FeedUnreachable,
     GarbledAnswer,

@@ -230,6 +230,18 @@ def test_bars_that_are_not_minutes_are_refused():
         pass
 
 
+def test_a_long_answer_is_packed_and_comes_in_chunks(venues):
+    times = {"startTime": START * 1000, "endTime": (START + 60_000) * 1000}
+    url = f"{venues.address}/binance/api/v3/klines"
+    query: dict[str, str | int] = {"symbol": "BTCUSDT", "interval": "1m", "limit": 1000, **times}
+    packed = requests.get(url, params=query, headers={"Accept-Encoding": "gzip"}, timeout=5)
+    assert packed.headers["Content-Encoding"] == "gzip"
+    assert packed.headers["Transfer-Encoding"] == "chunked"
+    plain = requests.get(url, params=query, headers={"Accept-Encoding": "identity"}, timeout=5)
+    assert plain.headers["Content-Length"] == str(len(plain.content))
+    assert packed.json() == plain.json()
+
+
 # ---------------------------------------------------------------- counting
 
 
