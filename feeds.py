@@ -114,8 +114,8 @@ class _Page:
 
     ts: IntArray  # open times, Unix seconds; 0 where there is none
     columns: Mapping[str, FloatArray]  # NaN where there is no number
+    is_stranger: BoolArray  # rows that are no candles of the asked length
     date: float | None  # of the answer by the venue's clock
-    is_stranger: BoolArray | None = None  # rows that are not candles of the asked length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,34 +159,44 @@ def _gather(
     _interval(bar_s)
     start = -(-start_ts // bar_s) * bar_s
     end = min(end_ts, int(now)) // bar_s * bar_s
-    first = start - _CONTEXT_BARS * bar_s
-    if feed.venue in VENUE_BARS_KEPT:
-        first = max(first, end - VENUE_BARS_KEPT[feed.venue] * bar_s)
-    step = CANDLES_PER_CALL[feed.venue] * bar_s
-    pages = [
-        fetch(_Span(symbol=feed.symbol, bar_s=bar_s, first=at, last=min(at + step, end) - bar_s))
-        for at in range(first, end, step)
-        if end > start
-    ]
+    spans = _spans(feed, bar_s, start, end)
+    pages = [fetch(span) for span in spans]
     sieve = _sieve(pages)
     if pages:
-        strangers = [page.is_stranger for page in pages if page.is_stranger is not None]
-        if strangers:
-            sieve.drop(np.concatenate(strangers), f"it is no candle of {bar_s} s")
+        first = spans[0].first
         sieve.drop((sieve.ts < first) | (sieve.ts >= end), "outside of the asked time")
         known_by = now if pages[-1].date is None else pages[-1].date
         sieve.drop(sieve.ts + bar_s > known_by, "still forming by the venue's clock")
     candles = sieve.candles(bar_s=bar_s, feed=feed.name).between(start, None)
-    return candles, tuple(row for row in sieve.set_aside if not first <= row.ts < start)
+    context = range(spans[0].first, start) if spans else range(0)
+    return candles, tuple(row for row in sieve.set_aside if row.ts not in context)
+
+
+def _spans(feed: FeedSymbol, bar_s: int, start: int, end: int) -> list[_Span]:
+    """The calls that cover the asked time and a little before, as far as the venue keeps it."""
+    if end <= start:
+        return []
+    first = start - _CONTEXT_BARS * bar_s
+    if feed.venue in VENUE_BARS_KEPT:
+        first = max(first, end - VENUE_BARS_KEPT[feed.venue] * bar_s)
+    step = CANDLES_PER_CALL[feed.venue] * bar_s
+    return [
+        _Span(symbol=feed.symbol, bar_s=bar_s, first=at, last=min(at + step, end) - bar_s)
+        for at in range(first, end, step)
+    ]
 
 
 def _sieve(pages: list[_Page]) -> BarSieve:
+    """The rows of all pages; those that are no candles of the asked length are set aside."""
     if not pages:
         return BarSieve.of(np.empty(0, dtype=np.int64), {})
     columns = {
         name: np.concatenate([page.columns[name] for page in pages]) for name in pages[0].columns
     }
-    return BarSieve.of(np.concatenate([page.ts for page in pages]), columns)
+    sieve = BarSieve.of(np.concatenate([page.ts for page in pages]), columns)
+    strangers = [page.is_stranger for page in pages]
+    sieve.drop(np.concatenate(strangers), "it is no candle of the asked length")
+    return sieve
 
 
 _INTERVALS: Final[Mapping[int, str]] = MappingProxyType({60: "1m", 300: "5m"})
@@ -523,6 +533,7 @@ class PythFeed(_VenueFeed):
         keys = {"open": "o", "high": "h", "low": "l", "close": "c"}
         return _Page(
             ts=_times(found["t"], 1),
+            is_stranger=np.zeros(len(found["t"]), dtype=np.bool_),  # they do not say
             columns={name: _numbers(found[key]) for name, key in keys.items()},
             date=answer.date,
         )
