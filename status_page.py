@@ -394,6 +394,11 @@ def _milliseconds(ms: float | None) -> str:
     return "–" if ms is None else f"{ms:,.0f} ms"
 
 
+def _begun(sentence: str) -> str:
+    """With a capital; the rest as it is."""
+    return sentence[:1].upper() + sentence[1:]
+
+
 @cache
 def _template() -> Template:
     environment = Environment(
@@ -412,6 +417,7 @@ def _template() -> Template:
         "day": _day,
         "bytes": _bytes,
         "ms": _milliseconds,
+        "begun": _begun,
     }
     environment.globals |= {
         "best_rung": BEST_RUNG,

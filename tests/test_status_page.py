@@ -198,7 +198,7 @@ def test_a_page_is_good_for_some_seconds(page, source, clock):
     clock[0] += PAGE_S - 0.1
     assert page.render() is first
     clock[0] += 0.1
-    assert "the chain is silent." in text_of(page)
+    assert "The chain is silent." in text_of(page)
 
 
 def test_warnings_and_obstacles_stand_at_the_top(page, source):
@@ -206,8 +206,8 @@ def test_warnings_and_obstacles_stand_at_the_top(page, source):
         source.known, obstacles=("no asset has any bars yet",), warnings=("disk is full",)
     )
     text = text_of(page)
-    assert text.index("not ready") < text.index("no asset has any bars yet.")
-    assert text.index("disk is full.") < text.index("Forecasts now")
+    assert text.index("not ready") < text.index("No asset has any bars yet.")
+    assert text.index("Disk is full.") < text.index("Forecasts now")
 
 
 def test_a_market_that_cannot_be_drawn_says_why_and_costs_no_other(page, source):

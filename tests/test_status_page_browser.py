@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -46,6 +47,7 @@ addEventListener("load", () => {
       width: root.clientWidth, content: root.scrollWidth,
       out: out.map(element => element.outerHTML.slice(0, 120)),
       small: small.map(element => element.outerHTML.slice(0, 120)),
+      bent: all(".dot").filter(dot => Math.abs(box(dot).width - box(dot).height) > 0.5).length,
       figures: all(".card svg").map(svg => box(svg).height),
       scrolled: all(".panel").filter(panel => panel.scrollWidth > panel.clientWidth + 1)
         .map(panel => panel.outerHTML.slice(0, 120)),
@@ -99,7 +101,13 @@ def source(archive, model_dir, tmp_path_factory):
         course=tuple((now - 60 * n, 4000.0 + 10 * (n % 17), 4000.0) for n in range(200, 0, -1)),
     )
     scores = {("BTC", frequency): own for frequency in Frequency}
-    return EngineFacts(engine, source="simulated", own=lambda: scores)
+    warn = "the chain has not answered for 12 minutes"
+    return EngineFacts(
+        engine,
+        source="simulated",
+        own=lambda: scores,
+        extra=lambda facts: replace(facts, warnings=(warn,)),
+    )
 
 
 @pytest.fixture
@@ -150,6 +158,7 @@ def test_the_page_fits_a_laptop_a_tablet_and_a_phone(browse, page, tmp_path):
         assert found["content"] <= found["width"], found
         assert found["out"] == []
         assert found["small"] == []
+        assert found["bent"] == 0
         assert len(found["figures"]) == 3
         assert min(found["figures"]) > 120
         if width < 700:
