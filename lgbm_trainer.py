@@ -66,6 +66,7 @@ from pooled_prior import PooledPrior, fit_blend_bucket, prior_known_at
 from scheduled_events import known_events
 from training_rows import (
     FOLDS,
+    SESSION_SHARE,
     Fold,
     Market,
     jitter_leads,
@@ -429,11 +430,11 @@ def _require_enough(history: MarketHistory, grid: ReturnGrid) -> None:
     spec = FREQUENCIES[history.frequency]
     known = _known(grid)
     needed = int(spec.minimum_days * spec.bars_per_day)
-    # Sessions leave most of the day without bars: a quarter of the clock counts.
-    if len(grid) < needed or known < needed // 4:
+    if len(grid) < needed or known < needed // SESSION_SHARE:
         raise InsufficientHistory(
             f"{_name(history)}: {_extent(history, grid)} are too few; training needs "
-            f"{needed // 4} over at least {spec.minimum_days:g} days: collect or import more."
+            f"{needed // SESSION_SHARE} over at least {spec.minimum_days:g} days: collect or "
+            "import more."
         )
 
 

@@ -24,7 +24,7 @@ from features import (
 )
 from pooled_prior import PooledPrior
 from seasonality import EventTimes, SeasonalProfile, fit_profile, mean_profile
-from training_rows import BURN_IN_DAYS, BURN_IN_SHARE, recency_weights, sample_leads
+from training_rows import BURN_IN_DAYS, BURN_IN_SHARE, SESSION_SHARE, recency_weights, sample_leads
 from uncertainty_engine import blend_ridge, bucket_design, fit_log_linear
 
 POOL_HISTORY_DAYS: Final = {Frequency.HF: 120.0, Frequency.LF: 365.0}
@@ -104,7 +104,7 @@ def _part(history: MarketHistory, until: int, events: Sequence[EventTimes]) -> _
     grid = return_grid(window.bars)
     known = int((grid.span > 0).sum())
     needed = spec.minimum_days * spec.bars_per_day
-    if len(grid) < needed or known < needed / 4:
+    if len(grid) < needed or known < needed / SESSION_SHARE:
         return None
     hours = asset_spec(history.asset).hours
     profile = fit_profile(

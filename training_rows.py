@@ -33,6 +33,7 @@ FOLDS: Final = 3
 VALIDATION_SHARE: Final = 0.24  # of all bars, over all folds together
 BURN_IN_DAYS: Final = 2.0  # first bars, whose averages are still empty, train nothing
 BURN_IN_SHARE: Final = 0.15  # at most this part of a short history
+SESSION_SHARE: Final = 6  # a week with a holiday has four sessions: a sixth of the clock
 CENTRE_LIMIT: Final = 5.0  # centre targets are clipped at this many scales
 
 

@@ -192,7 +192,7 @@ def test_too_little_history_is_refused_with_the_numbers(past):
     with pytest.raises(InsufficientHistory) as refusal:
         train(history, days=2, seed=0, profile=PROFILE)
     assert str(refusal.value) == (
-        "BTC hf: 2880 bars over 2.0 days are too few; training needs 1080 over at least 3 days: "
+        "BTC hf: 2880 bars over 2.0 days are too few; training needs 720 over at least 3 days: "
         "collect or import more."
     )
 
