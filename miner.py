@@ -36,7 +36,7 @@ from console import (
     script_parser,
     settings_from,
 )
-from data_fetcher import open_source
+from data_fetcher import BarSource, open_source
 from errors import MinerError
 from forecast_engine import ForecastEngine
 from http_service import bind, build_app, server_for
@@ -293,7 +293,7 @@ def main() -> int:
     listener = bind(settings.host, settings.port)  # a busy port is known at once
     source = open_source(settings)
     engine = ForecastEngine.open(source, settings)
-    desk, app = _open_desk(engine, source.name)
+    desk, app = _open_desk(engine, source)
     server = server_for(app)
     _on_stop_signals(lambda *_: setattr(server, "should_exit", True))
     host, port = listener.getsockname()[:2]
@@ -314,12 +314,12 @@ def main() -> int:
     return 0
 
 
-def _open_desk(engine: ForecastEngine, source: str) -> tuple[AnswerDesk, Starlette]:
+def _open_desk(engine: ForecastEngine, source: BarSource) -> tuple[AnswerDesk, Starlette]:
     """The desk of an engine and its web application, with all that watches them."""
     lines, requests = RecentLog(), RecentRequests()
     logging.getLogger().addHandler(lines)
     desk = AnswerDesk(engine, observers=[requests.observe])
-    facts = EngineFacts(engine, source=source, is_live=source == "venue")
+    facts = EngineFacts(engine, source=source.name, is_live=source.live)
     metrics = Metrics(facts.facts, desk.load)
     desk.watch(metrics.observe)
     page = StatusPage(facts, desk.load, requests, lines, memory=metrics.memory_bytes)

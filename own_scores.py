@@ -35,6 +35,9 @@ GIVE_UP_S: Final = 2 * DAY_S  # what is not known by then never will be
 MOST_AT_ONCE: Final = 100  # answers per pair and call: a slow machine does other things too
 CAP_DAYS: Final = 60.0  # of bars that the yardstick learns its cap from
 
+SUMMARY_DAYS: Final = 10.0  # the longest window that the network scores over
+SUMMARY_S: Final = 300.0  # between two summaries
+
 Pair: TypeAlias = tuple[str, Frequency]
 
 
@@ -192,3 +195,39 @@ def _summary(answers: Sequence[ScoredAnswer]) -> OwnScore:
 
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else np.nan
+
+
+class ScoreKeeper:
+    """Scores matured answers now and then, and has the latest summary ready.
+
+    `step` belongs on a background thread; `latest` may be called from any.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        histories: Histories,
+        profile: ProtocolProfile,
+        *,
+        seed: int = 0,
+        days: float = SUMMARY_DAYS,
+    ) -> None:
+        self._ledger = ledger
+        self._histories = histories
+        self._profile = profile
+        self._seed = seed
+        self._days = days
+        self._latest: dict[Pair, OwnScore] = {}
+        self._summed_at = -np.inf
+
+    def step(self, now: float) -> int:
+        """Score what has matured by `now`; returns how many answers were."""
+        scored = score_matured(self._ledger, self._histories, now, self._profile, seed=self._seed)
+        if now - self._summed_at >= SUMMARY_S:  # it reads ten days of scores
+            self._latest = summarise(self._ledger, now, self._days)
+            self._summed_at = now
+        return scored
+
+    def latest(self) -> dict[Pair, OwnScore]:
+        """The latest summary, by asset and frequency; empty before the first."""
+        return self._latest

@@ -453,6 +453,13 @@ def test_an_observer_that_fails_stops_neither_the_answer_nor_the_next_observer(w
     desk.close()
 
 
+def test_an_observer_may_come_later(desk, told):
+    later: list[AnswerRecord] = []
+    desk.watch(later.append)
+    answered(desk, prompt())
+    assert len(later) == len(told) == 1
+
+
 def test_a_transport_reports_whom_it_turned_away(desk, told):
     desk.turn_away(CALLER, "the signature is missing.", now=NOW)
     (record,) = told

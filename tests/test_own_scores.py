@@ -13,7 +13,7 @@ from domain import ForecastRequest, MarketHistory
 from errors import UnknownAsset
 from forecast_engine import request_rng
 from ledger import AnswerEntry, Ledger, PromptEntry
-from own_scores import Pair, score_matured, scored_by, summarise
+from own_scores import Pair, ScoreKeeper, score_matured, scored_by, summarise
 from replay import known_at_prompt, realised_path, usual_request
 from scoring import score_paths
 
@@ -229,3 +229,18 @@ def test_the_summary_holds_ratio_and_coverage_of_the_last_days(book, histories):
     assert own.covered_by_interval["1min"] > 0.85
     assert summarise(book, now, days=9)[pair].answers == 3
     assert summarise(book, now + 9 * DAY_S, days=1) == {}
+
+
+def test_the_keeper_has_the_latest_summary_ready(book, histories):
+    history = histories["BTC", Frequency.HF]
+    end = history.price_bars.end_ts
+    keeper = ScoreKeeper(book, histories, PROFILE)
+    assert keeper.latest() == {}
+    answered(book, history, start_of(history, 6))
+    assert keeper.step(end + 200) == 1
+    assert keeper.latest()["BTC", Frequency.HF].answers == 1
+    answered(book, history, start_of(history, 4))
+    assert keeper.step(end + 200 + own_scores.SUMMARY_S - 1) == 1
+    assert keeper.latest()["BTC", Frequency.HF].answers == 1
+    keeper.step(end + 200 + own_scores.SUMMARY_S)
+    assert keeper.latest()["BTC", Frequency.HF].answers == 2

@@ -19,6 +19,7 @@ from wire_format import (
     SMALLEST_PRICE,
     check_paths,
     encode_prompt_answer,
+    encode_prompt_json,
     encode_shadow_answer,
     format_iso,
     parse_iso_minute,
@@ -291,6 +292,7 @@ def test_a_tuple_of_whole_numbers_is_a_valid_answer():
 def test_every_encoded_answer_passes_the_validators_check(level, shape, seed):
     made = forecast(walk(shape, level, seed), anchor=level)
     validate_answer(encode_prompt_answer(made), made.request)
+    assert json.loads(encode_prompt_json(made)) == encode_prompt_answer(made)
     shadow = json.loads(encode_shadow_answer(made))
     validate_answer([START, 300, *shadow["paths"]], made.request)
     assert {path[0] for path in shadow["paths"]} == {shadow["current_price"]}
@@ -325,6 +327,8 @@ def test_a_shadow_answer_starts_every_path_at_the_current_price():
             "model_id": "BTC-lf-1",
             "trained_until": START - 86_400,
             "models_saw_later_bars": False,
+            "anchor_source": "last_bar",
+            "anchor_feed": None,
             "notes": ["one note"],
         },
         "metadata": {"horizon_seconds": 300, "interval_seconds": 300, "num_paths": 2},
@@ -344,7 +348,7 @@ def test_the_same_answer_a_little_later_is_the_same_bytes():
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, 0.0, -5.0])
-@pytest.mark.parametrize("encode", [encode_prompt_answer, encode_shadow_answer])
+@pytest.mark.parametrize("encode", [encode_prompt_answer, encode_prompt_json, encode_shadow_answer])
 @pytest.mark.parametrize("point", [0, 3])
 def test_broken_paths_do_not_leave(encode, broken, point):
     paths = walk()
@@ -353,7 +357,7 @@ def test_broken_paths_do_not_leave(encode, broken, point):
         encode(forecast(paths))
 
 
-@pytest.mark.parametrize("encode", [encode_prompt_answer, encode_shadow_answer])
+@pytest.mark.parametrize("encode", [encode_prompt_answer, encode_prompt_json, encode_shadow_answer])
 def test_paths_of_another_shape_do_not_leave(encode):
     with pytest.raises(InvalidAnswer, match="shape"):
         encode(forecast(walk((4, 7)), request()))
