@@ -230,6 +230,8 @@ class Diagnostics:
     model_id: str | None
     trained_until: int | None
     models_saw_later_bars: bool  # true when a past moment is replayed with newer models
+    anchor_source: str = "last_bar"  # the step of the ladder of prices that gave the anchor
+    anchor_feed: str | None = None  # the feed it was taken from, where it is a live one
     notes: tuple[str, ...] = field(default=())  # one sentence each: what was missing
 
 

@@ -9,9 +9,10 @@ holds histories, models and states for it, and knows the retraining cadence.
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from threading import RLock
-from typing import Final, Self
+from typing import Any, Final, Self
 from zlib import crc32
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.random import Generator
 
 from bar_cleaning import summarise_set_aside
 from config import DAY_S, FREQUENCIES, Frequency, Settings, asset_spec
-from data_fetcher import BarSource
+from data_fetcher import BarSource, GrowingSource
 from domain import (
     Bars,
     Diagnostics,
@@ -28,6 +29,7 @@ from domain import (
     ForecastRequest,
     IntArray,
     MarketHistory,
+    PriceQuote,
 )
 from ensemble import draw_moves, prepare_matching
 from errors import (
@@ -41,6 +43,7 @@ from errors import (
 from lgbm_predictor import ModelSet, interpolate_centre, load_model_set, load_without_trees
 from market_view import MarketState, MarketView, best_view
 from model_store import publication, published_sets
+from price_board import Anchor, AnchorSource, PriceBoard
 from state_store import StateStore
 from uncertainty_engine import step_scales
 from wire_format import format_iso
@@ -48,7 +51,7 @@ from wire_format import format_iso
 log = logging.getLogger(__name__)
 
 STATE_KIND: Final = "market"
-STATE_SCHEMA: Final = 2
+STATE_SCHEMA: Final = 3
 CACHED_VIEWS: Final = 64  # moments per asset and frequency
 STATE_SPACING_S: Final = DAY_S  # states of past moments that are kept for replays
 
@@ -77,40 +80,65 @@ def forecast(
     return draw(request, view, now, rng)
 
 
-def draw(request: ForecastRequest, view: MarketView, now: int, rng: Generator) -> Forecast:
-    """Paths for a request in the market of `view`.
+def draw(
+    request: ForecastRequest,
+    view: MarketView,
+    now: int,
+    rng: Generator,
+    anchor: Anchor | None = None,
+) -> Forecast:
+    """Paths for a request in the market of `view`, from `anchor` (None: the last bar).
 
     Point k is the price that the network scores for `start + k · increment`,
-    which is the price `scored_lag_s` later.
+    which is the price `scored_lag_s` later. A newer anchor than the last bar takes
+    nothing from what is known about volatility: leads go on counting from the bar,
+    and only what lies after the anchor is still uncertain.
     """
+    start = anchor or _bar_anchor(view)
     points = request.grid_ts + view.scored_lag_s
-    times = _simulation_times(view, points, request.increment_s)
-    scale = step_scales(view.spec, view.standardiser, view.log_levels, times)
+    times = _simulation_times(start.ts, view.spec.bar_s, points, request.increment_s)
+    scale = _scales_after_bar(view, times)
     moves = draw_moves(rng, view.spec, scale, times, points, view.shape, n_paths=request.num_paths)
     moves += centre_path(view, points)
+    if start.ts > view.anchor_ts:
+        moves -= centre_path(view, times[:1])
     return Forecast(
         request=request,
-        paths=view.anchor_price * np.exp(moves / 1e4),
-        diagnostics=_diagnostics(view, now),
+        paths=start.price * np.exp(moves / 1e4),
+        diagnostics=_diagnostics(view, now, start),
     )
 
 
-def _simulation_times(view: MarketView, points: IntArray, increment_s: int) -> IntArray:
+def _bar_anchor(view: MarketView) -> Anchor:
+    return Anchor(
+        price=view.anchor_price, ts=view.anchor_ts, feed=None, source=AnchorSource.LAST_BAR
+    )
+
+
+def _scales_after_bar(view: MarketView, times: IntArray) -> FloatArray:
+    """Mean |move| of the steps between `times`, whose leads count from the last bar; bps."""
+    if times[0] == view.anchor_ts:
+        return step_scales(view.spec, view.standardiser, view.log_levels, times)
+    since = np.concatenate(([view.anchor_ts], times))
+    return step_scales(view.spec, view.standardiser, view.log_levels, since)[1:]
+
+
+def _simulation_times(anchor_ts: int, bar_s: int, points: IntArray, increment_s: int) -> IntArray:
     """The anchor, then equal steps of at most one bar that meet every point."""
-    if points[0] < view.anchor_ts:
+    if points[0] < anchor_ts:
         raise RequestError(
-            f"the path would start {view.anchor_ts - int(points[0])} s before the last known "
+            f"the path would start {anchor_ts - int(points[0])} s before the last known "
             "price; ask for a later start or replay with an origin."
         )
     # Not the greatest common divisor: 61 s would make 600,000 steps of a week.
-    parts = -(-increment_s // view.spec.bar_s)
+    parts = -(-increment_s // bar_s)
     steps = np.arange((len(points) - 1) * parts + 1, dtype=np.int64)
     fine = points[0] + steps * increment_s // parts
-    return np.concatenate(([view.anchor_ts], fine)) if points[0] > view.anchor_ts else fine
+    return np.concatenate(([anchor_ts], fine)) if points[0] > anchor_ts else fine
 
 
 def centre_path(view: MarketView, points: IntArray) -> FloatArray:
-    """Expected log move at every point since the anchor, bps; (points,)."""
+    """Expected log move at every point since the last bar, bps; (points,)."""
     if not any(view.centre.values()):
         return np.zeros(len(points))
     leads = np.array(list(view.centre), dtype=np.int64)
@@ -122,7 +150,7 @@ def centre_path(view: MarketView, points: IntArray) -> FloatArray:
     return interpolate_centre(anchors, (points - view.anchor_ts).astype(np.float64))
 
 
-def _diagnostics(view: MarketView, now: int) -> Diagnostics:
+def _diagnostics(view: MarketView, now: int, anchor: Anchor) -> Diagnostics:
     later = view.trained_until is not None and view.trained_until > now
     notes = view.notes
     if later:
@@ -130,9 +158,11 @@ def _diagnostics(view: MarketView, now: int) -> Diagnostics:
     return Diagnostics(
         rung=view.rung.value,
         frequency=view.spec.frequency.value,
-        anchor_price=view.anchor_price,
-        anchor_ts=view.anchor_ts,
-        price_age_s=now - view.anchor_ts,
+        anchor_price=anchor.price,
+        anchor_ts=anchor.ts,
+        anchor_source=anchor.source.value,
+        anchor_feed=anchor.feed,
+        price_age_s=now - anchor.ts,
         model_id=view.model_id,
         trained_until=view.trained_until,
         models_saw_later_bars=later,
@@ -163,6 +193,7 @@ def request_rng(seed: int, request: ForecastRequest) -> Generator:
 # ---------------------------------------------------------------- the engine
 
 Pair = tuple[str, Frequency]
+_Moment = tuple[int, int]  # when the last price and the last bar of a history were known
 
 
 @dataclass
@@ -174,7 +205,7 @@ class _Market:
     publication: tuple[int, int] | None = None  # the one that was looked at
     note: str = "no models were trained yet"
     states: list[MarketState] = field(default_factory=list)  # by rising `until`
-    views: "OrderedDict[int, MarketView]" = field(default_factory=OrderedDict)
+    views: "OrderedDict[_Moment, MarketView]" = field(default_factory=OrderedDict)
     lock: RLock = field(default_factory=RLock)
 
 
@@ -183,21 +214,27 @@ class ForecastEngine:
 
     Thread-safe: answers may be computed side by side, and never wait for
     training. Damaged models or state cost a rung of the ladder, not an answer.
+    A live source's bars grow with every `refresh`; `prices` gives answers a newer
+    price than the last bar's to start from.
     """
 
-    def __init__(self, source: BarSource, settings: Settings) -> None:
+    def __init__(
+        self, source: BarSource, settings: Settings, prices: PriceBoard | None = None
+    ) -> None:
         self._source = source
         self._settings = settings
+        self._prices = prices
         self._store = StateStore(settings.state_dir)
         self._markets: dict[Pair, _Market] = {}
 
     @classmethod
-    def open(cls, source: BarSource, settings: Settings) -> Self:
+    def open(cls, source: BarSource, settings: Settings, prices: PriceBoard | None = None) -> Self:
         """Load bars, models and state of everything that the source serves."""
-        engine = cls(source, settings)
-        for asset, frequencies in source.frequencies().items():
-            for frequency in frequencies:
-                engine._open_market(asset, frequency)
+        engine = cls(source, settings, prices)
+        if not isinstance(source, GrowingSource):
+            for asset, frequencies in source.frequencies().items():
+                for frequency in frequencies:
+                    engine._open_market(asset, frequency)
         engine.refresh()
         return engine
 
@@ -250,21 +287,37 @@ class ForecastEngine:
     # -- upkeep
 
     def refresh(self) -> None:
-        """Take up model sets that were published since, and the bars up to now."""
+        """Take up bars that came or changed, and model sets that were published since."""
+        if isinstance(self._source, GrowingSource):
+            self._take_up_bars(self._source)
         for (asset, frequency), market in self._markets.items():
             self._load_models(asset, frequency, market)
             with market.lock:
                 self._view(market, market.history)
 
+    def _take_up_bars(self, source: GrowingSource) -> None:
+        """Markets appear with their first bar, and follow their bars from then on."""
+        markets: dict[Pair, _Market] = {}
+        for asset, frequencies in source.frequencies().items():
+            for frequency in frequencies:
+                history = source.recent(asset, frequency)
+                market = self._markets.get((asset, frequency))
+                if history is not None and market is not None:
+                    _follow(market, history)
+                elif history is not None:
+                    market = _Market(history=history)
+                if market is not None:
+                    markets[asset, frequency] = market
+        self._markets = markets  # in one step: answers may be looking through the former
+
     def checkpoint(self) -> None:
         """Write the newest state of every market. Raises StateError if the disk refuses."""
         for (asset, frequency), market in self._markets.items():
             with market.lock:
-                newest = market.states[-1] if market.states else None
+                newest, bars = market.states[-1] if market.states else None, market.history.bars
             if newest is not None:
                 name = self._state_name(asset, frequency)
-                last_bar = _last_bar(market.history.bars, newest.until)
-                document = {**newest.to_dict(), "last_bar": last_bar}
+                document = {**newest.to_dict(), "bars": _seen_bars(bars, newest)}
                 self._store.save(STATE_KIND, name, STATE_SCHEMA, document)
 
     def _state_name(self, asset: str, frequency: Frequency) -> str:
@@ -298,14 +351,17 @@ class ForecastEngine:
         """The state on disk, if it is of these models and of these bars' past."""
         name = self._state_name(asset, frequency)
         try:
-            document = self._store.load(STATE_KIND, name, STATE_SCHEMA)
+            document = self._store.load(
+                STATE_KIND, name, STATE_SCHEMA, migrations={2: _from_schema_2}
+            )
         except StateError as error:  # a state saves work and changes nothing
             log.warning("%s", error)
             return []
         if document is None:
             return []
         state = MarketState.from_dict(document)
-        same_bars = document["last_bar"] == _last_bar(history.bars, state.until)
+        seen = _seen_bars(history.bars, state)
+        same_bars = seen is not None and document["bars"] == seen
         return [state] if same_bars and state.model_id == models.model_id else []
 
     # -- answers
@@ -318,12 +374,21 @@ class ForecastEngine:
         """
         now = self.now() if origin is None else origin
         market = self._choose_market(request)
-        known = market.history.known_at(min(now, request.start_ts))
-        if not len(known.price_bars):
-            self._refuse_without_price(request, market, origin)
         with market.lock:
+            known = market.history.known_at(min(now, request.start_ts))
+            if not len(known.price_bars):
+                self._refuse_without_price(request, market, origin)
             view = self._view(market, known)
-        return draw(request, view, now, request_rng(self._settings.seed, request))
+        anchor = self._anchor(request, known, now) if origin is None else None
+        return draw(request, view, now, request_rng(self._settings.seed, request), anchor)
+
+    def _anchor(self, request: ForecastRequest, known: MarketHistory, now: int) -> Anchor | None:
+        """The freshest price by the ladder of the price board; None: the last bar's."""
+        if self._prices is None:
+            return None
+        bar = PriceQuote(price=known.anchor_price, ts=known.anchor_ts, feed=known.price_bars.feed)
+        anchor = self._prices.anchor(request.asset, bar, now)
+        return anchor if anchor.ts <= request.start_ts + known.scored_lag_s else None
 
     def _choose_market(self, request: ForecastRequest) -> _Market:
         """The request's frequency decides; the other one answers if it has no bars."""
@@ -334,6 +399,11 @@ class ForecastEngine:
             market = self._markets.get((request.asset, frequency))
             if market is not None:
                 return market
+        is_growing = isinstance(self._source, GrowingSource)
+        if is_growing and request.asset in self._source.frequencies():
+            raise NoPriceError(
+                f"no price of {request.asset} is known yet; wait until bars of it are collected."
+            )
         raise UnknownAsset(
             f"asset {request.asset} has no bars here; this miner serves "
             f"{', '.join(self.assets()) or 'nothing'}."
@@ -355,7 +425,7 @@ class ForecastEngine:
 
     def _view(self, market: _Market, known: MarketHistory) -> MarketView:
         """The market at the last bar of `known`, from the cache or computed."""
-        key = known.anchor_ts
+        key = (known.anchor_ts, known.bars.end_ts if len(known.bars) else 0)
         if key in market.views:
             market.views.move_to_end(key)
             return market.views[key]
@@ -402,12 +472,66 @@ def _first_usable(folders: tuple[Path, ...], source: str, market: _Market) -> Mo
     return None
 
 
-def _last_bar(bars: Bars, until: int) -> list[str | float] | None:
-    """Feed and close of the bar that closed at `until`: other bars, other past."""
-    row = int(np.searchsorted(bars.close_ts, until))
-    if row == len(bars) or bars.close_ts[row] != until:
+def _follow(market: _Market, history: MarketHistory) -> None:
+    """Swap the history; forget what was computed from bars that are different now."""
+    if history is market.history:
+        return
+    with market.lock:
+        changed = first_change(market.history, history)
+        market.history = history
+        # Windows are rebuilt from bars after the averages: those must be in memory.
+        first = int(history.bars.open_ts[0]) if len(history.bars) else 0
+        market.states = [state for state in market.states if state.ewma.end_ts >= first]
+        if changed is not None:
+            market.states = [state for state in market.states if state.until < changed]
+            for moment in [moment for moment in market.views if max(moment) >= changed]:
+                del market.views[moment]
+
+
+def first_change(old: MarketHistory, new: MarketHistory) -> int | None:
+    """When the first bar closed that `old` had otherwise, or not; None if bars only came after.
+
+    Bars that `new` has dropped at its beginning are no change.
+    """
+    pairs = ((old.bars, new.bars), (old.price_bars, new.price_bars))
+    changes = [change for pair in pairs if (change := _first_change(*pair)) is not None]
+    return min(changes, default=None)
+
+
+def _first_change(old: Bars, new: Bars) -> int | None:
+    if not len(old) or not len(new):
         return None
-    return [bars.feed, float(bars.close[row])]
+    held = old.between(int(new.open_ts[0]), None)
+    now = new.between(None, old.end_ts)
+    n = min(len(held), len(now))
+    differs = held.open_ts[:n] != now.open_ts[:n]
+    for name in ("open", "high", "low", "close", "volume"):
+        before, after = getattr(held, name)[:n], getattr(now, name)[:n]
+        differs |= (before != after) & ~(np.isnan(before) & np.isnan(after))
+    row = int(np.argmax(differs)) if differs.any() else n
+    opened = [int(bars.open_ts[row]) for bars in (held, now) if row < len(bars)]
+    return min(opened) + new.bar_s if opened else None
+
+
+def _seen_bars(bars: Bars, state: MarketState) -> list[str] | None:
+    """Feed and digest of the bars that a state is rebuilt from: other bars, other past.
+
+    None if the bar that it stands at is not there.
+    """
+    row = int(np.searchsorted(bars.close_ts, state.until))
+    first = int(np.searchsorted(bars.open_ts, state.ewma.end_ts))
+    has_end = row < len(bars) and bars.close_ts[row] == state.until
+    if not has_end or bars.open_ts[0] > state.ewma.end_ts:
+        return None
+    digest = blake2b(digest_size=16)
+    for column in (bars.open_ts, bars.close):
+        digest.update(column[first : row + 1].tobytes())
+    return [bars.feed, digest.hexdigest()]
+
+
+def _from_schema_2(document: dict[str, Any]) -> dict[str, Any]:
+    """Schema 2 knew its last bar alone, too little to tell whether bars were corrected."""
+    return {key: value for key, value in document.items() if key != "last_bar"} | {"bars": None}
 
 
 def _take_note(market: _Market, sentence: str) -> None:

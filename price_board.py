@@ -45,7 +45,7 @@ class Anchor:
 
     price: float
     ts: int  # when it was the price, Unix seconds
-    feed: str
+    feed: str | None  # None: whatever feed the bars are of
     source: AnchorSource
 
 

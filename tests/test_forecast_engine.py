@@ -7,15 +7,25 @@ from dataclasses import dataclass, replace
 import numpy as np
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from config import DAY_S, FREQUENCIES, Frequency, Settings
+from config import (
+    DAY_S,
+    FREQUENCIES,
+    Frequency,
+    Settings,
+    feed_plans,
+    protocol_profile,
+)
 from data_fetcher import ArchiveSource, LoadedHistory, SimulatedSource
-from domain import ForecastRequest, MarketHistory
+from domain import Bars, ForecastRequest, MarketHistory, PriceQuote
 from errors import NoPriceError, RequestError, UnknownAsset
 from forecast_engine import (
     ForecastEngine,
     centre_path,
     draw,
+    first_change,
     forecast,
     request_frequency,
     request_rng,
@@ -30,7 +40,10 @@ from model_store import (
     seal_manifest,
     set_folder,
 )
-from uncertainty_engine import level_at
+from path_fitting import STARTING_SHAPES
+from price_board import Anchor, AnchorSource, PriceBoard
+from state_store import StateStore
+from uncertainty_engine import level_at, step_scales
 
 HF, LF = Frequency.HF, Frequency.LF
 
@@ -88,9 +101,10 @@ def assert_a_market(answer, points):
 
 
 def flip(path):
-    """Damage a file in its middle."""
+    """Damage a file in its middle, in a way that still reads: one digit becomes another."""
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    at = next(at for at in range(len(data) // 2, len(data)) if data[at] in b"0123456789")
+    data[at] ^= 1
     path.write_bytes(data)
 
 
@@ -660,3 +674,304 @@ def test_the_centre_passes_through_its_anchors_in_units_of_scale(archive, model_
     np.testing.assert_allclose(centre_path(view, points), expected)
     beyond = centre_path(view, view.anchor_ts + np.array([3600, 7200, 86_400]))
     np.testing.assert_allclose(beyond, expected[-1])
+
+
+# ---------------------------------------------------------------- bars that grow
+
+
+@dataclass
+class Growing(Histories):
+    """Histories that a test changes while an engine reads them."""
+
+    live: bool = True
+    served: tuple[str, ...] = ("BTC",)
+    clock: int | None = None  # None: the end of the bars
+
+    def now(self):
+        return super().now() if self.clock is None else self.clock
+
+    def frequencies(self):
+        return dict.fromkeys(self.served, (HF, LF))
+
+    def recent(self, asset, frequency):
+        return self.loaded.get((asset, frequency))
+
+    def become(self, other):
+        self.loaded = dict(other.loaded)
+
+
+def growing(archive, now):
+    return Growing(truncated(archive, now).loaded)
+
+
+def assert_as_if_opened_now(engine, source, settings):
+    """The engine answers with the bytes of one that has read all bars afresh."""
+    fresh = ForecastEngine.open(source, replace(settings, state_dir=settings.state_dir / "none"))
+    for request in (hour(fresh), day(fresh)):
+        one, two = engine.answer(request), fresh.answer(request)
+        assert one.paths.tobytes() == two.paths.tobytes()
+        assert one.diagnostics == two.diagnostics
+
+
+def corrected(history, closed_at, factor=1.003):
+    """The history with the bar that closed then corrected, in both kinds of bars."""
+
+    def changed(bars):
+        return replace(bars, close=np.where(bars.close_ts == closed_at, factor, 1) * bars.close)
+
+    return replace(history, bars=changed(history.bars), price_bars=changed(history.price_bars))
+
+
+def test_bars_that_come_are_taken_up_and_the_answers_are_those_of_a_fresh_start(archive, settings):
+    end = archive.now() // 300 * 300
+    source = growing(archive, end - 1800)
+    engine = ForecastEngine.open(source, settings)
+    for left in (1740, 1500, 1500, 600, 0):
+        source.become(truncated(archive, end - left))
+        engine.refresh()
+        assert engine.now() == end - left
+    assert_as_if_opened_now(engine, source, settings)
+
+
+def test_a_corrected_bar_changes_the_answers_into_those_of_a_fresh_start(archive, settings):
+    source = growing(archive, archive.now())
+    engine = ForecastEngine.open(source, settings)
+    request = hour(engine)
+    before, past = engine.answer(request), engine.now() - 2 * DAY_S
+    replayed = engine.answer(ask(past), origin=past)
+    at = engine.now() - 3600
+    source.loaded = {key: corrected(history, at) for key, history in source.loaded.items()}
+    engine.refresh()
+    assert engine.answer(request).paths.tobytes() != before.paths.tobytes()
+    assert_as_if_opened_now(engine, source, settings)
+    assert engine.answer(ask(past), origin=past).paths.tobytes() == replayed.paths.tobytes()
+
+
+def test_a_bar_that_fills_a_gap_changes_the_answers_too(archive, settings):
+    source = growing(archive, archive.now())
+    whole = dict(source.loaded)
+    gap = archive.now() - 7200
+
+    def without(bars):
+        return replace_rows(bars, bars.close_ts != gap)
+
+    source.loaded = {
+        key: replace(h, bars=without(h.bars), price_bars=without(h.price_bars))
+        for key, h in whole.items()
+    }
+    engine = ForecastEngine.open(source, settings)
+    source.loaded = whole
+    engine.refresh()
+    assert_as_if_opened_now(engine, source, settings)
+
+
+def replace_rows(bars, keep):
+    columns = ("open_ts", "open", "high", "low", "close", "volume")
+    return replace(bars, **{name: getattr(bars, name)[keep] for name in columns})
+
+
+def test_dropping_the_oldest_days_from_memory_changes_no_answer(archive, settings):
+    end = archive.now()
+    source = growing(archive, end - 3600)
+    engine, kept = ForecastEngine.open(source, settings), ForecastEngine.open(archive, settings)
+    source.become(truncated(archive, end))
+    first = (end // DAY_S - 13) * DAY_S
+    source.loaded = {
+        key: replace(
+            h, bars=h.bars.between(first, None), price_bars=h.price_bars.between(first, None)
+        )
+        for key, h in source.loaded.items()
+    }
+    engine.refresh()
+    request = hour(kept)
+    assert engine.answer(request).paths.tobytes() == kept.answer(request).paths.tobytes()
+
+
+def test_an_asset_appears_with_its_first_bar_and_is_refused_without_a_price_until_then(
+    archive, settings
+):
+    source = Growing({}, clock=archive.now())
+    engine = ForecastEngine.open(source, settings)
+    assert engine.assets() == ()
+    with pytest.raises(NoPriceError, match="no price of BTC is known yet; wait until"):
+        engine.answer(ask(archive.now()))
+    with pytest.raises(UnknownAsset):
+        engine.answer(ask(archive.now(), asset="XAU"))
+    source.become(truncated(archive, archive.now()))
+    engine.refresh()
+    assert engine.assets() == ("BTC",)
+    assert_a_market(engine.answer(hour(engine)), 61)
+
+
+def test_answers_during_a_refresh_see_the_old_bars_or_the_new_ones(archive, settings):
+    end = archive.now()
+    source = growing(archive, end)
+    plain = source.loaded
+    other = {key: corrected(history, end - 600) for key, history in plain.items()}
+    engine = ForecastEngine.open(source, settings)
+    request = hour(engine)
+    expected = {
+        ForecastEngine.open(Growing(loaded), settings).answer(request).paths.tobytes()
+        for loaded in (plain, other)
+    }
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(engine.answer, request) for _ in range(6)]
+        for loaded in (other, plain, other):
+            source.loaded = loaded
+            engine.refresh()
+        asked += [pool.submit(engine.answer, request) for _ in range(3)]
+        assert {task.result().paths.tobytes() for task in asked} <= expected
+    assert_as_if_opened_now(engine, source, settings)
+
+
+def test_a_saved_state_of_bars_that_were_corrected_since_is_not_used(archive, settings):
+    source = growing(archive, archive.now())
+    engine = ForecastEngine.open(source, settings)
+    engine.checkpoint()
+    at = engine.now() - 3600
+    source.loaded = {key: corrected(history, at) for key, history in source.loaded.items()}
+    assert_as_if_opened_now(ForecastEngine.open(source, settings), source, settings)
+
+
+def test_a_state_of_the_schema_before_is_read_and_computed_anew(engine, archive, settings, caplog):
+    engine.checkpoint()
+    store = StateStore(settings.state_dir)
+    document = store.load("market", "archive/BTC_hf", 3)
+    assert document is not None
+    del document["bars"]
+    store.save("market", "archive/BTC_hf", 2, {**document, "last_bar": ["archive:BTC_1m", 1.0]})
+    caplog.clear()
+    restarted = ForecastEngine.open(archive, settings)
+    assert caplog.records == []
+    request = hour(engine)
+    assert restarted.answer(request).paths.tobytes() == engine.answer(request).paths.tobytes()
+
+
+def minute_history(closes):
+    """A history of some minutes, by number, with their closes."""
+    numbers = sorted(closes)
+    column = np.array([closes[number] for number in numbers], dtype=np.float64)
+    bars = Bars(
+        open_ts=60 * np.array(numbers, dtype=np.int64),
+        open=column,
+        high=column,
+        low=column,
+        close=column,
+        volume=np.full(len(numbers), np.nan),
+        bar_s=60,
+        feed="test",
+    )
+    return MarketHistory(asset="BTC", frequency=HF, bars=bars, price_bars=bars, source="test")
+
+
+CLOSES = st.dictionaries(st.integers(0, 12), st.sampled_from([1.0, 2.0]), min_size=1)
+
+
+@given(CLOSES, CLOSES)
+def test_the_first_change_is_the_first_bar_that_differs(old, new):
+    first, last = min(new), max(old)
+    different = [number for number in range(first, last + 1) if old.get(number) != new.get(number)]
+    found = first_change(minute_history(old), minute_history(new))
+    assert found == (60 * different[0] + 60 if different else None)
+
+
+# ---------------------------------------------------------------- a newer price than the last bar
+
+
+@pytest.fixture(scope="module", params=list(Frequency))
+def view(request, archive, model_dir):
+    models = load_model_set(published_sets(model_dir, "BTC", request.param)[0])
+    history = archive.load("BTC", request.param).history
+    return view_with_models(models, history, first_state(models, history))[0]
+
+
+def prompt(view, num_paths=1000):
+    spec = view.spec
+    return ask(
+        view.anchor_ts + 120,
+        increment=spec.prompt_increment_s,
+        length=spec.prompt_length_s,
+        num_paths=num_paths,
+    )
+
+
+def later(view, seconds, price=None):
+    price = view.anchor_price if price is None else price
+    return Anchor(
+        price=price, ts=view.anchor_ts + seconds, feed="binance:BTCUSDT", source=AnchorSource.QUOTE
+    )
+
+
+def test_an_anchor_at_the_last_bar_gives_the_same_bytes_as_none(view):
+    def paths(anchor):
+        return draw(prompt(view), view, 0, np.random.default_rng(1), anchor).paths.tobytes()
+
+    assert paths(later(view, 0)) == paths(None)
+
+
+@pytest.mark.parametrize("seconds", [1, 47, 90, 170])
+def test_the_variance_from_anchor_to_point_is_what_the_bar_leaves_after_it(view, seconds):
+    """Against the bar's own scale curve, cut into single seconds."""
+    view = replace(
+        view,
+        centre={},
+        shape=replace(STARTING_SHAPES[view.spec.frequency], path_sd=0.0, slow_sd=0.0),
+        log_levels=np.linspace(-0.5, 0.5, len(view.log_levels)),
+    )
+    request = prompt(view)
+    first = int(request.grid_ts[0]) + view.scored_lag_s
+    since = np.arange(view.anchor_ts, first + 1)
+    seconds_scale = step_scales(view.spec, view.standardiser, view.log_levels, since)
+    expected = np.sqrt((seconds_scale[seconds:] ** 2).sum())
+    anchor = later(view, seconds, price=1.0)
+    sizes = [
+        np.abs(np.log(draw(request, view, 0, np.random.default_rng(k), anchor).paths[:, 0])).mean()
+        for k in range(12)
+    ]
+    # 12,000 draws of a size whose deviation is about its mean: 1 % is one standard error.
+    assert 1e4 * np.mean(sizes) == pytest.approx(expected, rel=0.035)
+
+
+@pytest.mark.parametrize("seconds", [1, 90])
+def test_what_comes_after_point_0_is_as_uncertain_as_without_the_quote(view, seconds):
+    def steps(anchor):
+        paths = draw(prompt(view), view, 0, np.random.default_rng(3), anchor).paths
+        return np.diff(np.log(paths), axis=1)
+
+    np.testing.assert_allclose(steps(later(view, seconds)), steps(None), atol=1e-12)
+
+
+def test_of_the_centre_only_what_lies_after_the_quote_is_still_expected(view):
+    turns = dict(
+        zip(view.spec.leads_s, np.linspace(0.2, -0.3, len(view.spec.leads_s)), strict=True)
+    )
+    silent = np.full(len(view.log_levels), -40.0)
+    view = replace(view, centre=turns, log_levels=silent)
+    request = prompt(view, num_paths=2)
+    anchor = later(view, 90, price=50.0)
+    points = request.grid_ts + view.scored_lag_s
+    moves = centre_path(view, points) - centre_path(view, np.array([anchor.ts]))
+    answer = draw(request, view, 0, np.random.default_rng(0), anchor)
+    np.testing.assert_allclose(answer.paths[0], 50 * np.exp(moves / 1e4), rtol=1e-9)
+
+
+def test_an_answer_starts_from_the_freshest_price_and_says_so(archive, settings):
+    plans = feed_plans("venue", protocol_profile("2026-09"))
+    board = PriceBoard(plans)
+    now = archive.now()
+    source = growing(archive, now - 180)
+    source.clock = now
+    engine = ForecastEngine.open(source, settings, board)
+    plain = ForecastEngine.open(source, settings)
+    request = ask(now)
+    one, two = engine.answer(request), plain.answer(request)
+    assert one.paths.tobytes() == two.paths.tobytes()
+    assert one.diagnostics.anchor_source == two.diagnostics.anchor_source == "last_bar"
+    price = 1.01 * one.diagnostics.anchor_price
+    board.post("BTC", PriceQuote(price=price, ts=now - 7, feed="binance:BTCUSDT"))
+    quoted = engine.answer(request)
+    told = quoted.diagnostics
+    assert (told.anchor_source, told.anchor_feed) == ("quote", "binance:BTCUSDT")
+    assert (told.anchor_price, told.anchor_ts, told.price_age_s) == (price, now - 7, 7)
+    assert np.median(quoted.paths[:, 0]) == pytest.approx(price, rel=1e-3)
+    assert engine.answer(request, origin=now - 180).diagnostics.anchor_source == "last_bar"

@@ -167,7 +167,10 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
     "backtest_store": (frozenset({"state_store"}), "both write files that survive crashes"),
     "model_store": (frozenset({"state_store"}), "both write files that survive crashes"),
     "lgbm_predictor": (frozenset({"model_store"}), "a set is loaded from where it was published"),
-    "forecast_engine": (frozenset({"market_view"}), "a forecast is drawn from a view"),
+    "forecast_engine": (
+        frozenset({"market_view", "price_board"}),
+        "a forecast is drawn from a view and starts from the freshest price",
+    ),
     "replay": (
         frozenset({"forecast_engine", "market_view"}),
         "a replay runs what answers live",
