@@ -103,7 +103,7 @@ def test_btc_spreads_over_a_day_as_profile_and_ewma_say(recent, engine_over):
         answer = engine.answer(request, origin=moment)
         assert answer.diagnostics.rung == Rung.LIGHTGBM.value
         assert not answer.diagnostics.models_saw_later_bars
-        view = engine._markets["BTC", LF].views[moment]
+        view = engine._markets["BTC", LF].views[moment, moment]
         expected = theory(view, history.known_at(moment), request.grid_ts)
         log_paths = 1e4 * np.log(answer.paths)
         day.append((log_paths[:, -1] - log_paths[:, 0]).std() / expected)
