@@ -193,6 +193,18 @@ class StateStore:
         return self._root.joinpath(*parts[:-1], f"{parts[-1]}.msgpack")
 
 
+def fault_of(path: Path) -> str | None:
+    """What is wrong with a document's file, to follow its name; None if it is sound.
+
+    Nothing is set aside. Raises: OSError if the file is gone or may not be read.
+    """
+    try:
+        _open(_read(path))
+    except _Damage as damage:
+        return str(damage)
+    return None
+
+
 def require_plain(part: str) -> None:
     """Refuse a name that could lead out of its folder. Raises: StateError."""
     if not _NAME_PART.fullmatch(part):
@@ -224,10 +236,8 @@ def _seal(kind: str, schema: int, payload: Mapping[str, Any]) -> bytes:
     return bytes(msgpack.packb(envelope))
 
 
-def _unseal(
-    data: bytes, kind: str, schema: int, migrations: Mapping[int, Migration]
-) -> dict[str, Any]:
-    """The payload of an envelope, as one of the schema. Raises: _Damage."""
+def _open(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """An envelope and its payload, still packed. Raises: _Damage."""
     try:
         envelope = msgpack.unpackb(data)
     except (ValueError, msgpack.UnpackException) as error:
@@ -237,6 +247,14 @@ def _unseal(
     content = envelope.get("payload")
     if not isinstance(content, bytes) or envelope.get("checksum") != _checksum(content):
         raise _Damage("does not match its checksum")
+    return envelope, content
+
+
+def _unseal(
+    data: bytes, kind: str, schema: int, migrations: Mapping[int, Migration]
+) -> dict[str, Any]:
+    """The payload of an envelope, as one of the schema. Raises: _Damage."""
+    envelope, content = _open(data)
     found = envelope.get("schema")
     steps = range(found, schema) if isinstance(found, int) else range(0)
     fits = found == schema or (len(steps) and all(step in migrations for step in steps))

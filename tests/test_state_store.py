@@ -338,3 +338,13 @@ def test_a_schema_that_no_migration_leads_from_is_set_aside(tmp_path, caplog, sc
     store.save("count", "a", schema, {"n": 1})
     assert store.load("count", "a", 3, migrations={2: dict}) is None
     assert f"of schema {schema}" in caplog.text
+
+
+def test_a_file_can_be_judged_without_being_set_aside(tmp_path):
+    store = StateStore(tmp_path)
+    store.save("market", "BTC", 1, {"level": 1.0})
+    path = store.path("market", "BTC")
+    assert state_store.fault_of(path) is None
+    path.write_bytes(path.read_bytes()[:-3])
+    assert state_store.fault_of(path) == "is truncated or no msgpack"
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
