@@ -1,5 +1,6 @@
 """The collector against feeds in memory: whole series, no work twice, nothing wrong stored."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from threading import Event
 
@@ -19,9 +20,20 @@ from collector import (
     Series,
     scored_series,
 )
-from config import DAY_S, VENUE_BARS_KEPT, Frequency, Venue, feed_plans, protocol_profile
-from domain import PriceQuote
+from config import (
+    DAY_S,
+    VENUE_BARS_KEPT,
+    Frequency,
+    Settings,
+    Venue,
+    feed_plans,
+    protocol_profile,
+)
+from data_fetcher import LiveSource
+from domain import Bars, PriceQuote
 from errors import CountryBlocked, FeedRefused, FeedUnreachable
+from feeds import open_feeds
+from loopback_venues import serve_venues
 from quarantine import Quarantine
 
 NOW = 1_765_800_000  # 2025-12-15 12:00 UTC
@@ -458,3 +470,54 @@ def test_frequencies_decide_what_is_collected():
     assert [entry.bar_s for entry in scored_series(PLANS["BTC"])] == [60]
     assert [entry.bar_s for entry in scored_series(PLANS["XAU"])] == [60, 300]
     assert Frequency.LF in PLANS["XAU"].frequencies
+
+
+# ---------------------------------------------------------------- over real HTTP
+
+
+def recorded(days, end):
+    """Minutes of a walk, as a venue gives them."""
+    n = days * 1440
+    close = 2000 * np.exp(np.cumsum(np.random.default_rng(2).normal(0, 5e-4, n)))
+    return Bars(
+        open_ts=end - 60 * np.arange(n, 0, -1, dtype=np.int64),
+        open=close,
+        high=close * 1.0002,
+        low=close * 0.9998,
+        close=close,
+        volume=np.ones(n),
+        bar_s=60,
+        feed="recorded",
+    )
+
+
+def test_over_real_http_the_past_and_the_present_become_one_history(tmp_path):
+    clock = TurnedClock(NOW + 30)
+    bars = recorded(8, NOW + 7200)
+    plans = {asset: PLANS[asset] for asset in ("BTC", "XAU")}
+    with ExitStack() as opened:
+        venues = opened.enter_context(serve_venues({"BTC": bars, "XAU": bars}, clock))
+        chosen = Settings(state_dir=tmp_path, days=6, **venues.urls)
+        feeds = open_feeds(chosen, clock)
+        for feed in feeds.values():
+            opened.callback(feed.close)
+        store = BarStore(tmp_path)
+        collector = Collector(plans, feeds, store, Quarantine(tmp_path), clock, days=6)
+        assert collector.backfill().failures == {}
+        for _ in range(3):
+            assert collector.collect().failures == {}
+            clock.time += 60
+        collector.collect()
+    source, end = LiveSource(chosen, clock), NOW + 180
+    for asset, frequency in (("BTC", Frequency.HF), ("BTC", Frequency.LF), ("XAU", Frequency.LF)):
+        history = source.load(asset, frequency).history
+        assert history.anchor_ts == end
+        held, bar_s = history.bars, history.bars.bar_s
+        assert (np.diff(held.open_ts) == bar_s).all()
+        assert held.open_ts[0] <= NOW - 6 * DAY_S + bar_s + 60
+        known = np.searchsorted(bars.close_ts, held.close_ts)
+        np.testing.assert_allclose(held.close, bars.close[known], rtol=1e-12)
+    candles = store.load_candles("binance", "BTC", 60)
+    assert candles is not None
+    assert np.isfinite(candles.trades).all()
+    assert np.isfinite(candles.taker_volume).all()

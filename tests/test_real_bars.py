@@ -151,7 +151,7 @@ def test_a_young_asset_is_trained_with_a_warning(real_bars, engine_over, frequen
     assert answer.diagnostics.rung == Rung.LIGHTGBM.value
     assert_a_market(answer)
     # within a factor of what its EWMA alone would say, young as it is
-    view = engine._markets["WTIOIL", frequency].views[engine.now()]
+    (view,) = engine._markets["WTIOIL", frequency].views.values()
     assert np.abs(view.log_levels - np.log(view.level)).max() < 1.5
 
 
