@@ -103,15 +103,20 @@ def fit_log_linear(
     (features,) or one for all: the penalty on half the squared slope, beside a loss of weight 1
     in all; infinite leaves a feature out. It does not fade as rows are added:
     outcomes overlap, and a year of them is a handful of regimes. With a `prior`
-    slopes are pulled towards its slopes instead of 0, in its units, and the
-    intercept by `intercept_ridge`. The information matrix of the gamma family
-    does not depend on the fit, so one factorisation serves every Newton step.
+    slopes are pulled towards its slopes instead of 0, and the intercept by
+    `intercept_ridge`; a feature is then measured in its own spread or the prior's,
+    whichever is larger, for a few rows may hardly have moved it. The information
+    matrix of the gamma family does not depend on the fit, so one factorisation
+    serves every Newton step.
     """
     weight = weight / weight.sum()
-    centre = weight @ x if prior is None else prior.centre
-    spread = (
-        np.maximum(np.sqrt(weight @ (x - centre) ** 2), 1e-6) if prior is None else prior.spread
-    )
+    centre = weight @ x
+    spread = np.maximum(np.sqrt(weight @ (x - centre) ** 2), 1e-6)
+    target = np.zeros(len(centre) + 1)
+    target[0] = np.log(max(float(weight @ y), 1e-6))
+    if prior is not None:
+        spread = np.maximum(spread, prior.spread)
+        target = _in_units(prior, centre, spread)
     standard = np.clip((x - centre) / spread, -CLIP_SD, CLIP_SD)
     # Clipping moves the mean a little; the intercept below must not feel it.
     standard = np.column_stack([np.ones(len(x)), standard])
@@ -120,16 +125,19 @@ def fit_log_linear(
     penalty = np.concatenate(([intercept_ridge], np.where(np.isfinite(each), each, 1.0)))
     information = (standard * weight[:, None]).T @ standard + np.diag(penalty)
     factor = cho_factor(information + 1e-9 * np.eye(len(penalty)))
-    target = np.zeros(len(penalty))
-    target[0] = np.log(max(float(weight @ y), 1e-6))
-    if prior is not None:
-        target = np.concatenate(([prior.intercept], prior.slope))
     beta = target.copy()
     for _ in range(NEWTON_STEPS):
         ratio = np.minimum(y * np.exp(-standard @ beta), RESIDUAL_LIMIT)
         gradient = standard.T @ (weight * (ratio - 1)) - penalty * (beta - target)
         beta += cho_solve(factor, gradient)
     return LogLinearScale(centre=centre, spread=spread, slope=beta[1:], intercept=float(beta[0]))
+
+
+def _in_units(prior: LogLinearScale, centre: FloatArray, spread: FloatArray) -> FloatArray:
+    """Intercept and slopes of the prior for features measured otherwise; (1 + features,)."""
+    slope = prior.slope / prior.spread
+    intercept = prior.intercept + float((centre - prior.centre) @ slope)
+    return np.concatenate(([intercept], slope * spread))
 
 
 def blend_ridge(spec: FrequencySpec) -> FloatArray:

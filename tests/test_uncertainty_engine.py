@@ -435,3 +435,38 @@ def test_whatever_autocorrelation_is_found_paths_can_be_drawn_with_it(phi, secon
     )
     found = shrunk_autocorrelation(z / np.abs(z).mean(), np.ones(len(z)), lags=5)
     assert np.isfinite(correlate_steps(np.ones((1, 288)), found)).all()
+
+
+# ---------------------------------------------------------------- leaning on a prior
+
+
+def scaled(prior: LogLinearScale, by: float) -> LogLinearScale:
+    """The same function, written for features measured in other units."""
+    return LogLinearScale(
+        centre=prior.centre, spread=prior.spread * by, slope=prior.slope * by,
+        intercept=prior.intercept,
+    )  # fmt: skip
+
+
+def test_a_hard_pull_gives_the_priors_own_forecast():
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((3000, 3)) * [1.0, 0.2, 3.0] + [0.5, 0.0, -1.0]
+    y = rng.gamma(4, 0.25, 3000)
+    prior = LogLinearScale(
+        centre=np.zeros(3), spread=np.ones(3), slope=np.array([0.3, -0.2, 0.05]), intercept=0.1
+    )
+    for same in (prior, scaled(prior, 0.01)):
+        fit = fit_log_linear(x, y, np.ones(3000), ridge=1e6, prior=same, intercept_ridge=1e6)
+        np.testing.assert_allclose(fit.log_level(x), 0.1 + x @ [0.3, -0.2, 0.05], atol=1e-3)
+
+
+def test_a_feature_that_hardly_moved_keeps_the_priors_slope_and_is_not_clipped_away():
+    rng = np.random.default_rng(6)
+    x = 0.01 * rng.standard_normal((2000, 1))
+    y = np.exp(-5 * x[:, 0]) * rng.gamma(4, 0.25, 2000)
+    prior = LogLinearScale(
+        centre=np.zeros(1), spread=np.ones(1), slope=np.array([0.4]), intercept=0.0
+    )
+    fit = fit_log_linear(x, y, np.ones(2000), ridge=0.03, prior=prior)
+    calm, loud = fit.log_level(np.array([[0.0], [1.0]]))
+    assert loud - calm == pytest.approx(0.4, abs=0.1)
