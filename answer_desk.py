@@ -32,6 +32,7 @@ from errors import MinerError, NoPriceError, Overloaded, RequestError, TooLate
 from wire_format import Encoder, format_iso
 
 MAX_AHEAD_S: Final = 3600  # how far in the future a prompt may start
+ASKED_AHEAD_S: Final = 60  # how far ahead of its start a prompt is usually asked
 ANSWER_THREADS: Final = 4  # NumPy releases the interpreter lock while it draws
 MOST_WAITING: Final = 64  # distinct requests in the queue
 CACHE_BYTES: Final = 64 * 1024 * 1024  # of answers; one of a day takes 3 MB
@@ -131,13 +132,16 @@ class DeskLoad:
     seconds_per_day_answer: float  # estimate for 1000 paths of 289 points
 
 
-def prompt_budget(start_ts: int, now: float) -> float:
-    """Seconds until an answer to a prompt that starts at `start_ts` must have arrived.
+def prompt_budget(start_ts: int, now: float, speed: float = 1.0) -> float:
+    """Real seconds until an answer to a prompt that starts at `start_ts` must have arrived.
 
-    They are real seconds even where `now` is the time of a rehearsal. Raises:
-    TooLate for a start that has passed, RequestError for one too far ahead.
+    `speed`: market seconds per real second. In a rehearsal, whose market passes a
+    start long before as many real seconds have passed, a prompt asked the usual
+    minute ahead keeps its real minute. Raises: TooLate for a deadline that has
+    passed, RequestError for a start too far ahead.
     """
-    if start_ts < now:
+    deadline = start_ts + ASKED_AHEAD_S * (speed - 1)  # in market time
+    if deadline < now:
         raise TooLate(
             f"start time {format_iso(start_ts)} has passed, the present is "
             f"{format_iso(int(now))}; ask before the start."
@@ -147,7 +151,7 @@ def prompt_budget(start_ts: int, now: float) -> float:
             f"start time {format_iso(start_ts)} is {start_ts - now:.0f} s ahead; ask at most "
             f"{MAX_AHEAD_S} s ahead."
         )
-    return start_ts - now
+    return (deadline - now) / speed
 
 
 def refusal_status(error: MinerError) -> int:

@@ -84,6 +84,11 @@ def _moment(text: str) -> float | None:
     return (time_of if time_of.tzinfo else time_of.replace(tzinfo=UTC)).timestamp()
 
 
+def market_speed(clock: Clock) -> float:
+    """Market seconds per real second: 1, or a rehearsal's speed."""
+    return clock.speed if isinstance(clock, RehearsalClock) else 1.0
+
+
 def open_clock(settings: Settings) -> Clock:
     """The clock that the settings name. Raises: ConfigError."""
     if settings.rehearsal is None:

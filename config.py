@@ -676,6 +676,7 @@ class Settings:
     profile: str = "2026-09"
     seed: int = 0
     days: float = HISTORY_DAYS  # of history that is collected and used in training
+    served_assets: tuple[str, ...] = ()  # of those that the profile asks; () means all
     memory_days: int = 62  # of bars that the running miner keeps in memory, live sources only
     rehearsal: str | None = None  # START@ORIGIN×SPEED: the market's clock, see clock.py
     jobs: int = field(default_factory=lambda: os.cpu_count() or 1)  # training processes
@@ -696,6 +697,8 @@ class Settings:
         # States reach back eleven days; the ladder's clock learns from sixty.
         _within("memory_days", self.memory_days, 15, 3_650)
         _within("seed", self.seed, 0, 2**32 - 1)
+        for asset in self.served_assets:
+            asset_spec(asset)
         for host in FeedHost:
             _is_address(f"{host.value}_url", self.feed_url(host))
 
@@ -756,11 +759,14 @@ def _read_toml(file: Path | None) -> dict[str, Any]:
         raise ConfigError(f"settings file {path} is not valid TOML: {error}.") from None
 
 
-def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
+def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     host = environment.get(BINANCE_HOST_VARIABLE)
     shared = {"binance_url": host if "://" in host else f"https://{host}"} if host else {}
-    return shared | {
+    own: dict[str, Any] = {
         key.removeprefix(ENVIRONMENT_PREFIX).lower(): value
         for key, value in environment.items()
         if key.startswith(ENVIRONMENT_PREFIX)
     }
+    if "served_assets" in own:  # a list has no other form there
+        own["served_assets"] = [name for name in own["served_assets"].split(",") if name]
+    return shared | own

@@ -139,7 +139,9 @@ class LiveSource:
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self.name = settings.source
-        self.plans = feed_plans(settings.source, protocol_profile(settings.profile))
+        plans = feed_plans(settings.source, protocol_profile(settings.profile))
+        chosen = settings.served_assets or plans
+        self.plans = {asset: plan for asset, plan in plans.items() if asset in chosen}
         self._clock = clock
         self._days = settings.days
         self._memory_days = settings.memory_days

@@ -17,7 +17,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Final
@@ -218,7 +218,9 @@ class _Call:
 class HostClient:
     """Calls of one host; threads may share it. `now` tells the market's time.
 
-    `sleep` is used for every wait: give an event's `wait` to end waits early.
+    `sleep` is used for every wait: give an event's `wait` to end waits early. At the
+    `speed` of a rehearsal a minute's calls are due every few seconds: its host grants
+    them, so the limit counts market time.
     """
 
     def __init__(
@@ -228,13 +230,15 @@ class HostClient:
         *,
         now: Callable[[], float],
         sleep: Sleep = time.sleep,
+        speed: float = 1.0,
     ) -> None:
         self._host = host
         self._base_url = base_url.rstrip("/")
         self._now = now
         self._sleep = sleep
         self._limit = HOST_LIMITS[host]
-        self._bucket = TokenBucket(self._limit, sleep=sleep)
+        in_force = replace(self._limit, window_s=self._limit.window_s / speed)
+        self._bucket = TokenBucket(in_force, sleep=sleep)
         self._session = _session()
         self._clock_offset: float | None = None  # the host's clock less ours
 

@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import numpy as np
 
 from bar_cleaning import MAX_PRICE, MAX_SPIKE_BARS, MINUTE_S, BarSieve, BoolArray, SetAsideBar
-from clock import Clock
+from clock import Clock, market_speed
 from config import (
     ASSETS,
     CANDLE_POLICY,
@@ -86,8 +86,9 @@ def open_feeds(
     `sleep` makes every wait between and before calls: give an event's `wait` to
     end them early.
     """
+    speed = market_speed(clock)
     host = {
-        name: HostClient(name, settings.feed_url(name), now=clock.now, sleep=sleep)
+        name: HostClient(name, settings.feed_url(name), now=clock.now, sleep=sleep, speed=speed)
         for name in FeedHost
     }
     patience = {"policy": policy, "quote_policy": quote_policy}

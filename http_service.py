@@ -56,12 +56,13 @@ def build_app(
     facts: FactSource,
     metrics: Metrics,
     page: StatusPage,
+    speed: float = 1.0,
 ) -> Starlette:
-    """The web application. `now` is the miner's clock, Unix seconds.
+    """The web application. `now` is the miner's clock, Unix seconds; `speed` its market's.
 
     The desk is the caller's: it is not closed with the server.
     """
-    service = _Service(desk, now, facts, metrics, page)
+    service = _Service(desk, now, facts, metrics, page, speed)
     app = Starlette(
         routes=[
             Route("/predict", service.predict, methods=["POST"]),
@@ -113,7 +114,9 @@ def _clipped(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
-def read_request(body: PredictBody, now: float) -> tuple[ForecastRequest, int | None, float | None]:
+def read_request(
+    body: PredictBody, now: float, speed: float = 1.0
+) -> tuple[ForecastRequest, int | None, float | None]:
     """The forecast a body asks for at `now`, its origin if any, its budget in seconds if any.
 
     With an origin the paths start there, at what was known then, and there is
@@ -128,7 +131,7 @@ def read_request(body: PredictBody, now: float) -> tuple[ForecastRequest, int | 
     if origin is not None:
         start = _past_origin(origin, now)
     elif start is not None:
-        budget_s = prompt_budget(start, now)
+        budget_s = prompt_budget(start, now, speed)
     request = ForecastRequest(
         asset=body.asset,
         start_ts=int(-(-now // 60) * 60) if start is None else start,
@@ -161,9 +164,11 @@ class _Service:
         facts: FactSource,
         metrics: Metrics,
         page: StatusPage,
+        speed: float,
     ) -> None:
         self._desk = desk
         self._now = now
+        self._speed = speed
         self._facts = facts
         self._metrics = metrics
         self._page = page
@@ -210,7 +215,7 @@ class _Service:
             return self._turn_away(caller, 413, sentence)
         now = self._now()
         try:
-            wanted, origin, budget_s = read_request(read_body(raw), now)
+            wanted, origin, budget_s = read_request(read_body(raw), now, self._speed)
         except RequestError as error:
             return self._turn_away(caller, refusal_status(error), str(error))
         try:

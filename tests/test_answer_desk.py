@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import answer_desk
 from answer_desk import (
+    ASKED_AHEAD_S,
     MAX_AHEAD_S,
     AnswerDesk,
     AnswerRecord,
@@ -307,6 +308,14 @@ def test_a_slow_spell_does_not_lock_the_door_for_good(walks):
 @pytest.mark.parametrize(("ahead", "left"), [(0, 0), (0.5, 0.5), (MAX_AHEAD_S, MAX_AHEAD_S)])
 def test_the_budget_is_the_time_to_the_start(ahead, left):
     assert prompt_budget(START, START - ahead) == left
+
+
+@pytest.mark.parametrize("passed_s", [0, 1, 30, 60])
+def test_a_rehearsal_leaves_a_prompt_its_real_minute(passed_s):
+    asked, speed = START - ASKED_AHEAD_S, 60
+    assert prompt_budget(START, asked + passed_s * speed, speed) == ASKED_AHEAD_S - passed_s
+    with pytest.raises(TooLate):
+        prompt_budget(START, asked + 60.1 * speed, speed)
 
 
 def test_a_start_that_has_passed_is_too_late():

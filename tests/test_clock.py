@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clock import RehearsalClock, SystemClock, open_clock
+from clock import RehearsalClock, SystemClock, market_speed, open_clock
 from config import Settings
 from errors import ConfigError
 
@@ -32,6 +32,11 @@ def test_two_processes_with_the_same_setting_agree_on_the_time():
     assert first == second
     earlier = first.now()
     assert 0 <= second.now() - earlier < 3600
+
+
+def test_the_market_runs_at_the_speed_of_its_rehearsal_and_else_at_its_own():
+    assert market_speed(open_clock(Settings(rehearsal="2025-12-15@1766400000x60"))) == 60
+    assert market_speed(SystemClock()) == 1
 
 
 @given(

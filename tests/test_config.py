@@ -89,6 +89,15 @@ def test_a_bad_setting_of_the_environment_is_refused_as_well():
         load_settings(environment={"LGBM_MINER_SEDE": "1"})
 
 
+def test_served_assets_are_a_list_in_the_file_and_set_off_by_commas_in_the_environment():
+    wanted = ("BTC", "XAU")
+    assert load_settings(toml("served_assets = ['BTC', 'XAU']"), {}).served_assets == wanted
+    environment = {"LGBM_MINER_SERVED_ASSETS": "BTC,XAU"}
+    assert load_settings(environment=environment).served_assets == wanted
+    with pytest.raises(UnknownAsset, match="asset 'GOLD' is unknown"):
+        load_settings(environment={"LGBM_MINER_SERVED_ASSETS": "GOLD"})
+
+
 @pytest.mark.parametrize("host", ["data-api.binance.vision", "https://data-api.binance.vision"])
 def test_the_binance_host_that_operators_already_set_is_honoured(host):
     environment = {"BINANCE_API_HOST": host}

@@ -570,5 +570,10 @@ def test_following_changes_gives_what_reading_anew_gives(tmp_path_factory, write
         assert columns_of(mine) == columns_of(anew)
 
 
+def test_only_assets_that_are_chosen_are_followed(tmp_path):
+    chosen = Settings(state_dir=tmp_path, served_assets=("XAU", "BTC"))
+    assert list(LiveSource(chosen, StillClock()).frequencies()) == ["BTC", "XAU"]
+
+
 def test_the_clock_is_the_markets(tmp_path):
     assert LiveSource(Settings(state_dir=tmp_path), StillClock(LIVE_NOW + 0.9)).now() == LIVE_NOW

@@ -307,6 +307,15 @@ def test_calls_within_the_capacity_do_not_wait():
     assert time.slept == [pytest.approx(0.5)]
 
 
+def test_in_a_rehearsal_a_host_grants_as_many_calls_to_a_minute_of_its_market(venues, slept):
+    url = f"{venues.address}/binance"
+    client = HostClient(FeedHost.BINANCE, url, now=FixedClock().now, sleep=slept.append, speed=6000)
+    for _ in range(100):  # of weight 1000: 17 minutes of the limit
+        client.get("api/v3/ticker/price", {"symbol": "BTCUSDT"}, weight=1000, policy=POLICY)
+    assert max(slept, default=0) < 1
+    client.close()
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 100), st.floats(0, 20)), min_size=1, max_size=60),
     st.sampled_from(list(FeedHost)),
