@@ -155,6 +155,27 @@ def test_on_a_terminal_a_failure_under_a_progress_bar_is_a_line_of_its_own():
     assert last.removeprefix("\x1b[?25h") == "try_it.py: it went wrong."
 
 
+def test_fetched_days_move_a_bar_with_rate_and_remaining_time():
+    body = """\
+with showing_days() as show:
+    for day in range(1, 31):
+        show(day, 40, 'BTC from binance')
+        time.sleep(0.01)
+return 0
+"""
+    controller, terminal = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    done = subprocess.run(script(body), stderr=terminal, env=environment, check=False)
+    shown = os.read(controller, 100_000).decode()
+    os.close(terminal)
+    os.close(controller)
+    assert done.returncode == 0
+    last = shown.rsplit("BTC from binance", 1)[1]
+    assert "30/40" in last
+    assert "/s" in last  # the rate
+    assert last.count(":") >= 4  # time past and time left
+
+
 def test_an_interrupt_is_one_line_and_exit_code_130():
     body = "print('ready', flush=True)\ntime.sleep(60)"
     with subprocess.Popen(script(body), stdout=-1, stderr=-1, text=True) as process:

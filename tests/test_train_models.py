@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -13,10 +14,13 @@ import numpy as np
 import pytest
 
 import train_models
+from clock import RehearsalClock
 from config import DAY_S, Frequency, Settings
 from console import run_script
+from data_fetcher import LiveSource, open_source
 from errors import InsufficientHistory
 from lgbm_trainer import TrainingResult
+from loopback_venues import serve_venues
 from model_store import published_pairs
 from state_store import locked
 
@@ -336,3 +340,22 @@ def test_stored_bars_alone_need_no_feed(unreachable, main):
     code, _, (line,) = main("--asset", "BTC", "--stored-only", "--hf-only")
     assert code == 1
     assert line.startswith("no bar of BTC from binance:BTCUSDT is stored yet; let train_models.py")
+
+
+def test_missing_bars_are_fetched_before_a_training_and_only_once(archive, tmp_path):
+    bars = archive.load("BTC", HF).history.bars
+    now = bars.end_ts - 30
+    rehearsal = str(RehearsalClock(start=now, origin=time.time(), speed=1))
+    with serve_venues({"BTC": bars}, RehearsalClock.parse(rehearsal)) as venues:
+        settings = Settings(
+            state_dir=tmp_path / "state", days=3, rehearsal=rehearsal, **venues.urls
+        )
+        source = open_source(settings)
+        assert isinstance(source, LiveSource)
+        train_models.collect_bars(source, settings, ["BTC"])
+        first = len(venues.asked)
+        train_models.collect_bars(source, settings, ["BTC"])
+        assert len(venues.asked) - first == 1  # the newest bars alone, read again
+    history = source.load("BTC", HF).history
+    assert history.anchor_ts == now // 60 * 60
+    assert len(history.bars) == len(bars.between(now - 3 * DAY_S, now))
