@@ -276,6 +276,19 @@ class ForecastEngine:
                 f"{', '.join(self.assets()) or 'nothing'}."
             ) from None
 
+    def calibration(self, asset: str, frequency: Frequency) -> dict[str, float]:
+        """What the controller multiplies the scale by, by lead; empty without a state."""
+        market = self._markets.get((asset, frequency))
+        if market is None:
+            return {}
+        with market.lock:
+            models, state = market.models, market.states[-1] if market.states else None
+        if models is None or state is None:
+            return {}
+        multiplier = np.exp(state.controller.log_multiplier(models.calibration.controller_gain))
+        ends = (end * models.spec.bar_s for end in models.spec.bucket_ends)
+        return {f"{end} s": float(value) for end, value in zip(ends, multiplier, strict=True)}
+
     def due(self) -> tuple[Pair, ...]:
         """Pairs without models, or with models older than the retraining cadence.
 

@@ -1,34 +1,30 @@
-"""The long-lived process: answers prompts, collects, retrains, saves.
+"""The long-lived process: answers prompts, collects, retrains, scores itself, saves.
 
+    python miner.py                                        # the feeds that are scored, HTTP
+    python miner.py --wallet.name miner --wallet.hotkey default --axon.port 8091
     python miner.py --source archive --archive-dir DIR     # replay an archive
-    python miner.py --source simulated --port 8092         # an invented market
     curl -s localhost:8091/healthz
 
-Answers never wait: everything else happens on one background thread, and
-trainings run in a low-priority process of their own, one at a time.
+Answers never wait: everything else is a duty on a thread of its own, and trainings
+run in low-priority processes, one at a time. An unreachable feed stops nothing: the
+miner answers from what it has, retries, and says so.
 """
 
 import logging
-import os
 import signal
-import subprocess
 import sys
-import tempfile
-import threading
-import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import IO, Final, TypeAlias
-
-from starlette.applications import Starlette
+from typing import Final
 
 from answer_desk import AnswerDesk
-from config import DAY_S, Frequency, Settings
+from clock import Clock, market_speed, open_clock
+from config import DAY_S, Frequency, Settings, protocol_profile
 from console import (
     add_common_arguments,
     configure_logging,
@@ -36,225 +32,178 @@ from console import (
     script_parser,
     settings_from,
 )
-from data_fetcher import BarSource, open_source
-from errors import MinerError
-from forecast_engine import ForecastEngine
+from data_fetcher import BarSource, LiveSource, open_source
+from forecast_engine import STATE_KIND, ForecastEngine
 from http_service import bind, build_app, server_for
+from ledger import Ledger
+from live_market import LiveMarket
 from metrics import Metrics
-from miner_facts import EngineFacts
+from miner_facts import EngineFacts, MarketFacts, MinerFacts
+from operator_flags import OperatorSettings, Transport, add_operator_arguments, operator_settings
+from own_scores import ScoreKeeper
+from record_keeping import keeper
+from retraining import Pair, Retrainer, training_command
+from set_review import review_sets
+from state_store import StateStore
 from status_page import RecentLog, RecentRequests, StatusPage
-
-Pair: TypeAlias = tuple[str, Frequency]
+from upkeep import Duty, Upkeep, attempt, each, every
 
 REFRESH_S: Final = 5
 CHECKPOINT_S: Final = 60
-FAILED_DUTY_PAUSE_S: Final = 60  # so that a lasting fault is one log line a minute
-FIRST_BACKOFF_S: Final = 600
-LONGEST_BACKOFF_S: Final = 6 * 3600
-TRAINING_NICENESS: Final = 10
-STOP_S: Final = 2  # for a training, and for the background thread, to end
+QUOTES_S: Final = 5
+BACKFILL_S: Final = 3600
+REVIEW_S: Final = 1800
+PRUNE_S: Final = 3600
+# Of market time: a minute's candle is closed and settled at the venue.
+COLLECT_OFFSET_S: Final = 3
+SCORE_OFFSET_S: Final = 30
+STOP_S: Final = 3  # for duties under way when the miner is told to stop
+LEDGER_FILE: Final = "ledger.sqlite3"
 
 log = logging.getLogger("miner")
 
 
-# ---------------------------------------------------------------- retraining
+# ---------------------------------------------------------------- the parts together
 
 
-class Training:
-    """One run of `train_models.py` in a process group of its own."""
+class Miner:
+    """Engine, desk, ledger and pages of one running miner; its duties are `duties`."""
 
-    def __init__(self, pair: Pair, command: Sequence[str]) -> None:
-        self.pair = pair
-        self.began = time.monotonic()
-        # A file, because a full pipe would stall the child; open until end().
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(  # noqa: S603  # our own script
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self._stderr,
-            start_new_session=True,  # its workers end with it, and Ctrl-C reaches us alone
+    def __init__(self, settings: Settings, market: LiveMarket | None, source: BarSource) -> None:
+        self.clock: Clock = open_clock(settings)
+        self.market = market
+        self.engine = ForecastEngine.open(source, settings, market.prices if market else None)
+        self._settings = settings
+        self._source = source
+        self.ledger = Ledger(settings.state_dir / LEDGER_FILE)
+        profile = protocol_profile(settings.profile)
+        self.scores = ScoreKeeper(self.ledger, self.engine, profile, seed=settings.seed)
+        requests, lines = RecentRequests(), RecentLog()
+        logging.getLogger().addHandler(lines)
+        self.desk = AnswerDesk(
+            self.engine, observers=[keeper(self.ledger, profile), requests.observe]
         )
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, TRAINING_NICENESS)
+        facts = EngineFacts(
+            self.engine,
+            source=source.name,
+            is_live=source.live,
+            own=self.scores.latest,
+            extra=self._fill,
+        )
+        metrics = Metrics(facts.facts, self.desk.load, lost=lambda: self.ledger.lost)
+        self.desk.watch(metrics.observe)
+        page = StatusPage(facts, self.desk.load, requests, lines, memory=metrics.memory_bytes)
+        self.app = build_app(
+            self.desk,
+            now=self.now,
+            facts=facts,
+            metrics=metrics,
+            page=page,
+            speed=market_speed(self.clock),
+        )
 
-    @property
-    def pid(self) -> int:
-        """Its process id, and that of its group."""
-        return self._process.pid
+    def now(self) -> float:
+        """The clock for a live source, else the end of the source's bars; Unix seconds."""
+        return self.clock.now() if self._source.live else float(self.engine.now())
 
-    def exit_code(self) -> int | None:
-        """None while it runs."""
-        return self._process.poll()
+    def close(self) -> None:
+        """Refuse what still waits, and finish the ledger."""
+        self.desk.close()
+        self.ledger.close()
 
-    def last_words(self) -> str:
-        """The last line on its stderr."""
-        size = self._stderr.seek(0, os.SEEK_END)
-        self._stderr.seek(max(0, size - 4096))
-        lines = self._stderr.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
+    def line(self, url: str) -> str:
+        """The one line printed at the start."""
+        engine = self.engine
+        return serving_line(
+            url,
+            self._source.name,
+            engine.assets(),
+            trained=engine.trained(),
+            due=engine.due(),
+            now=engine.now(),
+        )
 
-    def end(self) -> None:
-        """Terminate it with its workers if it still runs, and forget its output."""
-        if self._process.poll() is None:
-            for signal_number in (signal.SIGTERM, signal.SIGKILL):
-                with suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                    os.killpg(self._process.pid, signal_number)
-                    self._process.wait(STOP_S)
-        self._stderr.close()
+    def due(self) -> Sequence[Pair]:
+        """What to train; nothing while the past of a live source is still being fetched."""
+        if self.market is not None and not self.market.has_past:
+            return ()
+        return self.engine.due()
 
+    def _fill(self, facts: MinerFacts) -> MinerFacts:
+        """The facts with quotes, calibration and feeds that fail."""
+        if self.market is None:
+            return facts
+        return replace(
+            facts,
+            markets=tuple(self._with_quote(market) for market in facts.markets),
+            warnings=(*facts.warnings, *self.market.warnings()),
+        )
 
-def training_command(settings: Settings, config_file: Path | None, pair: Pair) -> list[str]:
-    """The command that trains one asset at one frequency the way this miner is set up."""
-    asset, frequency = pair
-    script = Path(__file__).resolve().with_name("train_models.py")
-    command = [sys.executable, str(script), "--asset", asset, f"--{frequency}-only"]
-    flags: dict[str, object] = {
-        "--source": settings.source,
-        "--archive-dir": settings.archive_dir,
-        "--state-dir": settings.state_dir,
-        "--model-dir": settings.model_dir,
-        "--profile": settings.profile,
-        "--seed": settings.seed,
-        "--days": settings.days,
-        "--jobs": settings.jobs,
-        "--config": config_file,
-    }
-    for flag, value in flags.items():
-        if value is not None:
-            command += [flag, str(value)]
-    return command
-
-
-@dataclass(frozen=True, slots=True)
-class _Attempts:
-    count: int
-    next_at: float  # monotonic seconds
-
-
-class Retrainer:
-    """Trains what is due, one pair at a time.
-
-    Every attempt makes its pair wait longer for the next one, until the pair is
-    due no more: that is what success means here, so a training that ends well
-    and helps nothing does not run forever either.
-    """
-
-    def __init__(
-        self,
-        due: Callable[[], Sequence[Pair]],
-        command: Callable[[Pair], Sequence[str]],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._due = due
-        self._command = command
-        self._clock = clock
-        self._attempts: dict[Pair, _Attempts] = {}
-        self._running: Training | None = None
-
-    def step(self) -> None:
-        """Take note of a training that ended; start the next one that may run."""
-        if self._running is not None:
-            if self._running.exit_code() is None:
-                return
-            self._conclude(self._running)
-        due = self._due()
-        self._attempts = {pair: self._attempts[pair] for pair in due if pair in self._attempts}
-        pair = next((pair for pair in due if self._may_try(pair)), None)
-        if pair is not None:
-            self._running = Training(pair, self._command(pair))
-            log.info(
-                "training",
-                extra={"asset": pair[0], "frequency": pair[1], "pid": self._running.pid},
-            )
-
-    def stop(self) -> None:
-        """End the training under way, if there is one."""
-        if self._running is not None:
-            self._running.end()
-            self._running = None
-
-    def _may_try(self, pair: Pair) -> bool:
-        attempts = self._attempts.get(pair)
-        return attempts is None or self._clock() >= attempts.next_at
-
-    def _conclude(self, training: Training) -> None:
-        asset, frequency = training.pair
-        wait_s = self._put_off(training.pair)
-        about: dict[str, object] = {"asset": asset, "frequency": frequency}
-        about["seconds"] = round(time.monotonic() - training.began)
-        if training.exit_code() == 0:
-            log.info("trained", extra=about)
-        else:
-            about |= {"reason": training.last_words(), "next_try_s": round(wait_s)}
-            log.warning("training failed", extra=about)
-        self.stop()
-
-    def _put_off(self, pair: Pair) -> float:
-        """Count an attempt; returns the seconds until the next one."""
-        count = self._attempts[pair].count + 1 if pair in self._attempts else 1
-        wait_s = min(FIRST_BACKOFF_S * 2.0 ** (count - 1), LONGEST_BACKOFF_S)
-        self._attempts[pair] = _Attempts(count, self._clock() + wait_s)
-        return wait_s
+    def _with_quote(self, facts: MarketFacts) -> MarketFacts:
+        quote = self.market.quote(facts.asset) if self.market else None
+        calibration = self.engine.calibration(*facts.pair)
+        if quote is None or (facts.price_ts is not None and quote.ts < facts.price_ts):
+            return replace(facts, calibration=calibration)
+        return replace(
+            facts,
+            price=quote.price,
+            price_ts=quote.ts,
+            price_feed=quote.feed,
+            calibration=calibration,
+        )
 
 
-# ---------------------------------------------------------------- background
+def duties(miner: Miner, settings: Settings, retrainer: Retrainer) -> list[Duty]:
+    """Everything that goes on beside answering, each on its own cadence."""
+    refresh = Duty("refresh", miner.engine.refresh, every(REFRESH_S))
+    plan = [
+        refresh,
+        Duty("retrain", retrainer.step, every(REFRESH_S)),
+        Duty("checkpoint", miner.engine.checkpoint, every(CHECKPOINT_S)),
+        Duty(
+            "own scores",
+            lambda: miner.scores.step(miner.now()),
+            each(miner.clock, 60, offset_s=SCORE_OFFSET_S),
+        ),
+        Duty("prune", lambda: miner.ledger.prune(miner.now()), every(PRUNE_S)),
+        Duty("review", lambda: review_sets(miner.engine, settings), every(REVIEW_S)),
+    ]
+    market = miner.market
+    if market is not None:
+
+        def collect() -> None:
+            market.collect()
+            refresh.wake()  # so that a view of the new bar is ready before it is asked for
+
+        plan += [
+            Duty("collect", collect, each(miner.clock, 60, offset_s=COLLECT_OFFSET_S)),
+            Duty("quotes", market.poll, every(QUOTES_S / market_speed(miner.clock))),
+            Duty("backfill", market.backfill, every(BACKFILL_S)),
+        ]
+    return plan
 
 
-@dataclass(slots=True)
-class Duty:
-    """Something to do again and again."""
-
-    name: str
-    every_s: float
-    run: Callable[[], object]
-    next_at: float = 0.0  # monotonic seconds
-
-
-class Upkeep:
-    """The background thread: does its duties in turn until it is stopped.
-
-    A duty that fails is logged and tried again later; the others go on.
-    """
-
-    def __init__(self, duties: Sequence[Duty], tick_s: float = 1.0) -> None:
-        self._duties = duties
-        self._tick_s = tick_s
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="upkeep", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End after the duty under way, or leave it behind if that takes too long."""
-        self._stopping.set()
-        self._thread.join(STOP_S)
-
-    def _loop(self) -> None:
-        while not self._stopping.is_set():
-            for duty in self._duties:
-                if time.monotonic() >= duty.next_at and not self._stopping.is_set():
-                    pause_s = duty.every_s if attempt(duty) else FAILED_DUTY_PAUSE_S
-                    duty.next_at = time.monotonic() + pause_s
-            self._stopping.wait(self._tick_s)
-
-
-def attempt(duty: Duty) -> bool:
-    """Do it once; whether it went well. Never raises."""
-    try:
-        duty.run()
-    except MinerError as error:
-        log.warning("duty failed", extra={"duty": duty.name, "reason": str(error)})
-    except Exception:
-        log.exception("duty failed", extra={"duty": duty.name})
-    else:
-        return True
-    return False
-
-
-# ---------------------------------------------------------------- the process
+@contextmanager
+def _running(settings: Settings, config_file: Path | None) -> Iterator[Miner]:
+    """A miner whose duties run for as long as the block does; saved once more at the end."""
+    source = open_source(settings)
+    with ExitStack() as opened:
+        market = None
+        if isinstance(source, LiveSource):
+            market = opened.enter_context(LiveMarket.open(settings, source))
+        miner = Miner(settings, market, source)
+        opened.callback(miner.close)
+        retrainer = Retrainer(miner.due, partial(training_command, settings, config_file))
+        upkeep = Upkeep(duties(miner, settings, retrainer))
+        upkeep.start()
+        try:
+            yield miner
+        finally:
+            if market is not None:
+                market.stop()
+            upkeep.stop(STOP_S)
+            retrainer.stop()
+            attempt(Duty("checkpoint", miner.engine.checkpoint, every(CHECKPOINT_S)))
 
 
 def serving_line(
@@ -284,69 +233,61 @@ def serving_line(
     )
 
 
+# ---------------------------------------------------------------- the process
+
+
 def main() -> int:
     """Serve until SIGINT or SIGTERM. Returns the exit code."""
     args = _arguments()
-    settings = settings_from(args)
-    configure_logging(settings.log_level)
+    settings, operator = settings_from(args), operator_settings(args)
+    configure_logging(operator.log_level or settings.log_level)
+    for remark in operator.remarks:
+        log.warning("%s", remark)
     _on_stop_signals(lambda *_: sys.exit(0))  # nothing to save yet
-    listener = bind(settings.host, settings.port)  # a busy port is known at once
-    source = open_source(settings)
-    engine = ForecastEngine.open(source, settings)
-    desk, app = _open_desk(engine, source)
-    server = server_for(app)
-    _on_stop_signals(lambda *_: setattr(server, "should_exit", True))
-    host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    line = serving_line(
-        url,
-        source.name,
-        engine.assets(),
-        trained=engine.trained(),
-        due=engine.due(),
-        now=engine.now(),
-    )
-    print(line, flush=True)
-    with _kept_up(engine, settings, args.config):
+    if args.reset_calibration:
+        forget_states(settings)
+    with ExitStack() as opened:
+        listener = bind(
+            settings.host, page_port(settings, operator)
+        )  # a busy port is known at once
+        opened.callback(listener.close)
+        miner = opened.enter_context(_running(settings, args.config))
+        server = server_for(miner.app)
+        _on_stop_signals(lambda *_: setattr(server, "should_exit", True))
+        if operator.transport is Transport.AXON:
+            opened.enter_context(_axon(miner, operator, settings))
+        host, port = listener.getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        print(miner.line(url), flush=True)
         server.run(sockets=[listener])
-    desk.close()
+        log.info("stopping")
     log.info("stopped")
     return 0
 
 
-def _open_desk(engine: ForecastEngine, source: BarSource) -> tuple[AnswerDesk, Starlette]:
-    """The desk of an engine and its web application, with all that watches them."""
-    lines, requests = RecentLog(), RecentRequests()
-    logging.getLogger().addHandler(lines)
-    desk = AnswerDesk(engine, observers=[requests.observe])
-    facts = EngineFacts(engine, source=source.name, is_live=source.live)
-    metrics = Metrics(facts.facts, desk.load)
-    desk.watch(metrics.observe)
-    page = StatusPage(facts, desk.load, requests, lines, memory=metrics.memory_bytes)
-    return desk, build_app(desk, now=engine.now, facts=facts, metrics=metrics, page=page)
+def page_port(settings: Settings, operator: OperatorSettings) -> int:
+    """Where HTTP is served: beside an axon on the same port, on the next one."""
+    shared = operator.transport is Transport.AXON and settings.port == operator.axon.port
+    return settings.port + 1 if shared and settings.port else settings.port
+
+
+def forget_states(settings: Settings) -> None:
+    """Set the carried averages and controllers aside: they begin again from models and bars."""
+    store = StateStore(settings.state_dir)
+    for name in store.names(STATE_KIND):
+        store.set_aside(STATE_KIND, name, "was reset by --reset-calibration")
 
 
 @contextmanager
-def _kept_up(
-    engine: ForecastEngine, settings: Settings, config_file: Path | None
-) -> Iterator[None]:
-    """Refresh, retrain and save in the background; save once more at the end."""
-    retrainer = Retrainer(engine.due, partial(training_command, settings, config_file))
-    checkpoint = Duty("checkpoint", CHECKPOINT_S, engine.checkpoint)
-    upkeep = Upkeep(
-        [
-            Duty("refresh", REFRESH_S, engine.refresh),
-            Duty("retrain", REFRESH_S, retrainer.step),
-            checkpoint,
-        ]
-    )
-    upkeep.start()
-    try:
+def _axon(miner: "Miner", operator: OperatorSettings, settings: Settings) -> Iterator[None]:
+    """An axon that asks the miner's desk for as long as the block runs."""
+    # Here, because only an axon needs bittensor, which takes seconds to import.
+    from axon_adapter import serving
+
+    store = StateStore(settings.state_dir)
+    with serving(miner.desk, operator, store, now=miner.clock.now) as axon:
+        log.info("axon", extra={"port": axon.port, "hotkey": axon.hotkey})
         yield
-    finally:
-        upkeep.stop()
-        retrainer.stop()
-        attempt(checkpoint)
 
 
 def _on_stop_signals(handler: Callable[[int, FrameType | None], object]) -> None:
@@ -356,20 +297,25 @@ def _on_stop_signals(handler: Callable[[int, FrameType | None], object]) -> None
 
 def _arguments() -> Namespace:
     parser = script_parser(
-        "Answer prompts over HTTP, retrain when models are due, and keep what was collected.",
+        "Answer prompts, collect bars, retrain when models are due, and score what was answered.",
         examples=[
+            "python miner.py --wallet.name miner --wallet.hotkey default --axon.port 8091",
             "python miner.py --source archive --archive-dir bars --port 8091",
             "python miner.py --source simulated --model-dir build/models --state-dir build/state",
         ],
     )
     add_common_arguments(parser)
+    add_operator_arguments(parser)
     group = parser.add_argument_group("serving")
     defaults = {entry.name: entry.default for entry in fields(Settings)}
     group.add_argument(
         "--host", metavar="ADDRESS", help=f"listen here (default: {defaults['host']})"
     )
     group.add_argument(
-        "--port", metavar="N", help=f"TCP port, 0 for a free one (default: {defaults['port']})"
+        "--port",
+        metavar="N",
+        help=f"TCP port of prompts and pages over HTTP, 0 for a free one (default: "
+        f"{defaults['port']}, or the next one beside an axon on it)",
     )
     group.add_argument(
         "--jobs", metavar="N", help="processes of a retraining (default: one per core)"
@@ -378,6 +324,11 @@ def _arguments() -> Namespace:
         "--log-level",
         metavar="{debug,info,warning,error}",
         help=f"least important lines to log (default: {defaults['log_level']})",
+    )
+    group.add_argument(
+        "--reset-calibration",
+        action="store_true",
+        help="forget what past outcomes taught the controller since the last training",
     )
     return parser.parse_args()
 

@@ -107,6 +107,24 @@ def publish_set(
     return target
 
 
+def roll_back(model_dir: Path, asset: str, frequency: Frequency) -> Path:
+    """Make the set before the current one current again; the other stays beside it.
+
+    Returns the folder of the set now in use. Raises: ModelError if there is none to
+    go back to; StateError if the disk refuses.
+    """
+    sets = published_sets(model_dir, asset, frequency)
+    if len(sets) < 2:
+        raise ModelError(
+            f"{asset} {frequency.value} has no set before the current one to go back to; "
+            "train it again."
+        )
+    newer, older = sets
+    pointer = orjson.dumps({"current": older.name, "previous": newer.name})
+    write_atomically(set_folder(model_dir, asset, frequency) / POINTER, pointer)
+    return older
+
+
 def _names_in_use(model_dir: Path, asset: str, frequency: Frequency) -> list[str]:
     try:
         return [path.name for path in published_sets(model_dir, asset, frequency)]

@@ -65,6 +65,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
     3: (
         "collector",
         "price_board",
+        "live_market",
+        "set_review",
         "market_view",
         "forecast_engine",
         "replay",
@@ -74,6 +76,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "miner_facts",
     ),
     4: (
+        "upkeep",
+        "retraining",
         "answer_desk",
         "record_keeping",
         "metrics",
@@ -83,6 +87,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "axon_adapter",
         "http_service",
         "loopback_venues",
+        "preflight",
         "console",
         "backtest_tables",
         "plots",
@@ -156,6 +161,10 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"answer_desk", "axon_gate", "operator_flags"}),
         "it puts the gate before bittensor's axon, as the flags say",
     ),
+    "preflight": (
+        frozenset({"axon_adapter", "operator_flags"}),
+        "it examines what the flags name, the wallet as the axon opens it",
+    ),
     "price_board": (frozenset({"collector"}), "both spare a venue that cannot be reached"),
     "feed_seams": (frozenset({"bar_cleaning"}), "coarser bars are made of minutes"),
     "data_fetcher": (
@@ -203,6 +212,8 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
     ),
     "report": (frozenset({"plots"}), "a page of figures"),
     "backtest_tables": (frozenset({"console"}), "tables are printed through it"),
+    "live_market": (frozenset({"collector", "price_board"}), "it holds what feeds an engine"),
+    "set_review": (frozenset({"forecast_engine"}), "it reviews the sets of a running engine"),
     "walk_forward": (
         frozenset({"market_view", "replay"}),
         "it replays market by market",
