@@ -3,15 +3,16 @@
     python test_miner.py                           # every asset that has models
     python test_miner.py --asset BTC --verbose     # one asset, every check
     python test_miner.py --plot plots              # with fan charts
+    python test_miner.py --preflight               # the doctor: may miner.py start?
 
 Asks for the next prompt of each asset and frequency, encodes the answer as it
 would leave, and judges it by what the market lately did.
 """
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,8 @@ import numpy as np
 import orjson
 from rich.text import Text
 
+import preflight
+from clock import open_clock
 from config import (
     DAY_S,
     FREQUENCIES,
@@ -45,6 +48,7 @@ from data_fetcher import open_source
 from domain import Forecast, ForecastRequest, MarketHistory
 from errors import InvalidAnswer, ModelError
 from forecast_engine import ForecastEngine
+from operator_flags import add_operator_arguments, operator_settings
 from path_checks import CheckResult, Verdict, check_forecast, check_level, spread_miss
 from plots import fan_chart, save_figure
 from wire_format import encode_prompt_answer, encode_shadow_answer, format_iso, parse_iso_minute
@@ -52,6 +56,7 @@ from wire_format import encode_prompt_answer, encode_shadow_answer, format_iso, 
 EXAMPLES: Final = (
     "python test_miner.py",
     "python test_miner.py --source archive --archive-dir bars --asset BTC --plot plots",
+    "python test_miner.py --preflight --wallet.name miner --wallet.hotkey default --port 8090",
 )
 MOMENTS: Final = 8
 MOMENT_SPACING_S: Final = 43 * 3600  # two weeks, at eight different times of day
@@ -85,6 +90,17 @@ def parser() -> ArgumentParser:
         "--verbose", action="store_true", help="show every check, not only warnings and failures"
     )
     add_common_arguments(options)
+    group = options.add_argument_group(
+        "preflight", "With it, the flags that miner.py will be started with; without it unused."
+    )
+    group.add_argument(
+        "--preflight",
+        action="store_true",
+        help="check clock, ports, feeds, disk, wallet, models, state and memory instead",
+    )
+    group.add_argument("--host", metavar="ADDRESS", help="where miner.py will listen")
+    group.add_argument("--port", metavar="N", help="its TCP port")
+    add_operator_arguments(options)
     return options
 
 
@@ -92,6 +108,8 @@ def main() -> int:
     """Check, report and draw; 0 if no check failed."""
     args = parser().parse_args()
     settings = settings_from(args)
+    if args.preflight:
+        return run_preflight(settings, args)
     configure_logging("warning")
     engine = ForecastEngine.open(open_source(settings), settings)
     pairs = chosen_pairs(engine, args.assets, settings)
@@ -104,6 +122,25 @@ def main() -> int:
     if args.plot is not None:
         draw(examined, args.plot)
     return int(any(entry.worst.verdict is Verdict.FAILURE for entry in examined))
+
+
+def run_preflight(settings: Settings, args: Namespace) -> int:
+    """Examine machine, folders and feeds, one line each; 0 if nothing failed."""
+    configure_logging("error")  # bugs; everything else is a finding
+    operator = operator_settings(args)
+    for remark in operator.remarks:
+        note(remark)
+    if args.assets:
+        settings = replace(settings, served_assets=tuple(args.assets))
+    site = preflight.Site(settings=settings, operator=operator, clock=open_clock(settings))
+    findings = list(preflight.examine(site))
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        sentence = " ".join(finding.sentence.split())
+        print(f"{finding.level.value:<7}  {finding.name:<{width}}  {sentence}")
+    counts = Counter(finding.level for finding in findings)
+    print(", ".join(f"{counts[level]} {level.value}" for level in Verdict))
+    return int(counts[Verdict.FAILURE] > 0)
 
 
 def chosen_pairs(
