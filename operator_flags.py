@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from caller_rules import CallerPolicy, parse_hotkeys
+from config import Settings
 from errors import ConfigError
 
 AXON_REQUIREMENTS: Final = "requirements-axon.txt"
@@ -236,6 +237,15 @@ def operator_settings(args: Namespace) -> OperatorSettings:
         log_level=levels[0] if levels else None,
         remarks=_remarks(given, transport, chain.kind),
     )
+
+
+def page_port(settings: Settings, operator: OperatorSettings) -> int:
+    """Where pages are served over HTTP: beside an axon on the same port, on the next one.
+
+    Files of the reference miner name the axon's port alone, and both have one default.
+    """
+    is_shared = operator.transport is Transport.AXON and settings.port == operator.axon.port
+    return settings.port + 1 if is_shared and settings.port else settings.port
 
 
 def _transport(given: Mapping[str, Any]) -> Transport:

@@ -53,7 +53,7 @@ from errors import ConfigError, MinerError, ModelError, SourceUnavailable
 from feeds import Feed, open_feeds
 from lgbm_predictor import load_model_set
 from model_store import published_sets
-from operator_flags import AXON_REQUIREMENTS, AxonSettings, OperatorSettings, Transport
+from operator_flags import AXON_REQUIREMENTS, AxonSettings, OperatorSettings, Transport, page_port
 from path_checks import Verdict
 from scheduled_events import EVENTS_FILE, known_events
 from state_store import fault_of
@@ -401,18 +401,9 @@ def check_wallet(settings: AxonSettings) -> Finding:
 
 def check_ports(settings: Settings, operator: OperatorSettings) -> Iterator[Finding]:
     """Whether what the miner listens on is free, or its own already."""
-    axon = operator.axon
     if operator.transport is Transport.AXON:
-        if axon.port == settings.port:
-            yield Finding(
-                f"port {axon.port}",
-                FAILURE,
-                "the axon and the status page cannot both listen on it; choose another for the "
-                f"page with --port, e.g. --port {axon.port - 1}.",
-            )
-            return
-        yield check_port("--axon.port", axon.ip, axon.port)
-    yield check_port("--port", settings.host, settings.port)
+        yield check_port("--axon.port", operator.axon.ip, operator.axon.port)
+    yield check_port("--port", settings.host, page_port(settings, operator))
 
 
 def check_port(flag: str, address: str, port: int) -> Finding:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caller_rules import CallerPolicy
+from config import Settings
 from console import add_common_arguments, script_parser
 from errors import ConfigError
 from operator_flags import (
@@ -18,6 +19,7 @@ from operator_flags import (
     Transport,
     add_operator_arguments,
     operator_settings,
+    page_port,
 )
 
 ALICE = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"
@@ -195,3 +197,17 @@ def test_the_groups_fit_any_parser():
     built = ArgumentParser(allow_abbrev=False)
     add_operator_arguments(built, [])
     assert operator_settings(built.parse_args([])).transport is Transport.HTTP
+
+
+@pytest.mark.parametrize(
+    ("line", "port", "page"),
+    [
+        ("", 8091, 8091),
+        ("--wallet.name miner", 8091, 8092),
+        ("--wallet.name miner --axon.port 8200", 8091, 8091),
+        ("--wallet.name miner --axon.port 8200", 8200, 8201),
+        ("--wallet.name miner --transport http", 8091, 8091),
+    ],
+)
+def test_pages_move_aside_for_an_axon(line, port, page):
+    assert page_port(Settings(port=port), read(line)) == page
