@@ -216,13 +216,17 @@ def serving_line(
     now: int,
 ) -> str:
     """The one line printed at the start: what is served, where, from models how old."""
+    market = "a SIMULATED market" if source == "simulated" else f"source {source}"
     held = {*trained, *due}  # what has no models is due
+    if not held:
+        return (
+            f"serving on {url} from {market}; no bars were collected yet, so nothing is answered."
+        )
     served = [
         f"{asset} {'+'.join(frequency for frequency in Frequency if (asset, frequency) in held)}"
         for asset in assets
     ]
     old = len(set(trained) & set(due))
-    market = "a SIMULATED market" if source == "simulated" else f"source {source}"
     where = f"serving {', '.join(served)} on {url} from {market}"
     if not trained:
         return f"{where}; none of {len(held)} model sets is trained yet."

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from argparse import ArgumentParser
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import miner
 from config import Frequency
 from domain import ForecastRequest
 from http_service import bind
+from operator_flags import add_operator_arguments, operator_settings
+from state_store import StateStore
 from wire_format import parse_iso_minute, validate_answer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,6 +67,38 @@ def test_a_simulated_market_is_called_so():
         "http://[::1]:1", "simulated", ["BTC"], trained={}, due=[("BTC", Frequency.HF)], now=60
     )
     assert "from a SIMULATED market; none of 1 model sets is trained yet." in line
+
+
+def test_a_live_miner_without_bars_says_that_it_waits_for_them():
+    line = miner.serving_line("http://[::1]:1", "venue", [], trained={}, due=[], now=60)
+    assert line == (
+        "serving on http://[::1]:1 from source venue; nothing is answered before the first bars "
+        "come."
+    )
+
+
+def test_pages_move_aside_for_an_axon_on_the_same_port():
+    def port(port, *flags):
+        parser = ArgumentParser()
+        add_operator_arguments(parser, flags)
+        operator = operator_settings(parser.parse_args(flags))
+        return miner.page_port(Settings(port=port), operator)
+
+    axon = ("--wallet.name", "w", "--axon.port", "9000")
+    assert [port(9000), port(9000, *axon), port(9002, *axon), port(0, *axon)] == [
+        9000,
+        9001,
+        9002,
+        0,
+    ]
+
+
+def test_states_are_set_aside_and_not_deleted_when_they_are_reset(tmp_path):
+    store = StateStore(tmp_path)
+    store.save("market", "archive/BTC_hf", 3, {"x": 1})
+    miner.forget_states(Settings(state_dir=tmp_path))
+    assert store.names("market") == []
+    assert len(list((tmp_path / "market" / "archive").glob("BTC_hf.msgpack.damaged-*"))) == 1
 
 
 # ---------------------------------------------------------------- the process

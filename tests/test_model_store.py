@@ -20,6 +20,7 @@ from model_store import (
     publish_set,
     published_pairs,
     published_sets,
+    roll_back,
     seal_manifest,
     set_folder,
 )
@@ -211,3 +212,22 @@ def test_no_changed_byte_passes_the_seal(data):
     damaged[place] ^= data.draw(st.integers(1, 255))
     with suppress(orjson.JSONDecodeError):
         assert not is_sealed(bytes(damaged))
+
+
+# ---------------------------------------------------------------- going back
+
+
+def test_going_back_swaps_the_two_sets_and_is_seen_as_a_publication(tmp_path):
+    publish(tmp_path, "one")
+    publish(tmp_path, "two")
+    mark = publication(tmp_path, "BTC", HF)
+    assert roll_back(tmp_path, "BTC", HF).name == "one"
+    assert names(tmp_path) == ["one", "two"]
+    assert publication(tmp_path, "BTC", HF) != mark
+
+
+def test_without_a_set_before_there_is_no_way_back(tmp_path):
+    publish(tmp_path, "one")
+    with pytest.raises(ModelError, match="BTC hf has no set before the current one"):
+        roll_back(tmp_path, "BTC", HF)
+    assert names(tmp_path) == ["one"]
