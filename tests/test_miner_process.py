@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 import miner
-from config import Frequency
+from config import Frequency, Settings
 from domain import ForecastRequest
 from http_service import bind
 from operator_flags import add_operator_arguments, operator_settings
