@@ -3,6 +3,7 @@
     python backtest.py --source archive --archive-dir bars --train-until 2025-11-10
     python backtest.py --source archive --archive-dir bars --asset BTC --frequency hf --prompts 300
     python backtest.py --source archive --archive-dir bars --json now.json --report build/report
+    python backtest.py --source archive --archive-dir bars --closed-form --prompts 3000
     python backtest.py compare before.json now.json
 
 With `--train-until`, models learn from the bars before that moment and stay; without
@@ -65,6 +66,7 @@ from walk_forward import (
     BASELINES,
     DEFAULT_BASELINES,
     DEFAULT_DAYS,
+    WITHOUT_LAW,
     EngineViews,
     Market,
     Plan,
@@ -113,6 +115,12 @@ def parser() -> ArgumentParser:
         default=",".join(DEFAULT_BASELINES),
         metavar="LIST",
         help=f"out of {','.join(BASELINES)} (default: all but {Garch.name})",
+    )
+    options.add_argument(
+        "--closed-form",
+        action="store_true",
+        help="score the laws of the forecasts instead of paths drawn from them: thousands of "
+        "prompts in the time of dozens (default: no)",
     )
     options.add_argument("--days", metavar="D", help="days of history to learn from (default: 365)")
     _add_outputs(options)
@@ -238,6 +246,8 @@ class _Run:
         if args.prompts < 1:
             raise ConfigError(f"--prompts {args.prompts} is too few; ask for at least 1.")
         baselines = _baselines(args.baselines)
+        if args.closed_form:
+            _require_laws(args, baselines)
         source = open_source(settings)
         markets = tuple(
             Market(
@@ -248,6 +258,7 @@ class _Run:
                 baselines=baselines,
                 work_dir=args.work_dir,
                 export_dir=args.export_predictions,
+                closed_form=args.closed_form,
             )
             for asset, frequency in _pairs(source, args)
         )
@@ -432,6 +443,24 @@ def _baselines(text: str) -> tuple[str, ...]:
     return tuple(name for name in BASELINES if name in wanted)
 
 
+def _require_laws(args: Namespace, baselines: tuple[str, ...]) -> None:
+    """Raises: ConfigError if something asked for needs paths."""
+    for flag, value in {
+        "--export-predictions": args.export_predictions,
+        "--report": args.report,
+    }.items():
+        if value is not None:
+            raise ConfigError(
+                f"{flag} needs paths, which --closed-form does not draw; leave out one of the two."
+            )
+    for name in WITHOUT_LAW:
+        if name in baselines:
+            raise ConfigError(
+                f"baseline {name} has no law in closed form; leave it out of --baselines, or leave "
+                "out --closed-form."
+            )
+
+
 def _pairs(source: BarSource, args: Namespace) -> list[tuple[str, Frequency]]:
     served = source.frequencies()
     missing = [asset for asset in args.assets if asset not in served]
@@ -496,6 +525,7 @@ def _shown_settings(args: Namespace, settings: Any, baselines: tuple[str, ...]) 
         "assets": list(dict.fromkeys(args.assets)),
         "frequency": args.frequency,
         "baselines": list(baselines),
+        "closed_form": args.closed_form,
         "program": program_key("walk_forward"),
     }
 

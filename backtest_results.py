@@ -328,6 +328,12 @@ def _require_comparable(
     challenger: Mapping[str, Any],
     markets: Sequence[tuple[str, Market, Market]],
 ) -> None:
+    ways = [bool(document["settings"].get("closed_form")) for document in (champion, challenger)]
+    if ways[0] != ways[1]:
+        raise ConfigError(
+            "one of the two results scores laws in closed form, the other paths drawn from them, "
+            "and the two cannot be compared; repeat one of them with or without --closed-form."
+        )
     differing = _differing(champion["settings"], challenger["settings"], MUST_AGREE)
     differing += [f"bars of {name}" for name, a, b in markets if a["bars"] != b["bars"]]
     if differing:

@@ -17,8 +17,9 @@ def print_figures(document: Mapping[str, Any]) -> None:
     if not figures:
         return
     baselines = [name for name in document["settings"]["baselines"] if name != BOUND]
+    closed = " in closed form" if document["settings"].get("closed_form") else ""
     table(
-        "Mean score, lower is better",
+        f"Mean score{closed}, lower is better",
         ("market", "score", *(f"÷ {name}" for name in baselines)),
         [_score_row(found, found.parts["total"], baselines) for found in figures],
     )

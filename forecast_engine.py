@@ -43,6 +43,7 @@ from errors import (
 from lgbm_predictor import ModelSet, interpolate_centre, load_model_set, load_without_trees
 from market_view import MarketState, MarketView, best_view
 from model_store import publication, published_sets
+from path_simulator import StepLaw
 from price_board import Anchor, AnchorSource, PriceBoard
 from state_store import StateStore
 from uncertainty_engine import step_scales
@@ -87,7 +88,22 @@ def draw(
     rng: Generator,
     anchor: Anchor | None = None,
 ) -> Forecast:
-    """Paths for a request in the market of `view`, from `anchor` (None: the last bar).
+    """Paths for a request in the market of `view`, from `anchor` (None: the last bar)."""
+    start = anchor or _bar_anchor(view)
+    law = step_law(request, view, start)
+    moves = draw_moves(
+        rng, view.spec, law.scale, law.times, law.points, law.shape, n_paths=request.num_paths
+    )
+    moves += law.centre
+    return Forecast(
+        request=request,
+        paths=law.price * np.exp(moves / 1e4),
+        diagnostics=_diagnostics(view, now, start),
+    )
+
+
+def step_law(request: ForecastRequest, view: MarketView, anchor: Anchor | None = None) -> StepLaw:
+    """What paths for a request are drawn from, from `anchor` (None: the last bar) on.
 
     Point k is the price that the network scores for `start + k · increment`,
     which is the price `scored_lag_s` later. A newer anchor than the last bar takes
@@ -97,15 +113,16 @@ def draw(
     start = anchor or _bar_anchor(view)
     points = request.grid_ts + view.scored_lag_s
     times = _simulation_times(start.ts, view.spec.bar_s, points, request.increment_s)
-    scale = _scales_after_bar(view, times)
-    moves = draw_moves(rng, view.spec, scale, times, points, view.shape, n_paths=request.num_paths)
-    moves += centre_path(view, points)
+    centre = centre_path(view, points)
     if start.ts > view.anchor_ts:
-        moves -= centre_path(view, times[:1])
-    return Forecast(
-        request=request,
-        paths=start.price * np.exp(moves / 1e4),
-        diagnostics=_diagnostics(view, now, start),
+        centre -= centre_path(view, times[:1])
+    return StepLaw(
+        price=start.price,
+        times=times,
+        points=points,
+        scale=_scales_after_bar(view, times),
+        shape=view.shape,
+        centre=centre,
     )
 
 

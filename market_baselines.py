@@ -4,7 +4,7 @@ Their layout is written down here and not taken from the engine: what a forecast
 is measured with must stand still while the forecast improves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import ClassVar, Final
@@ -12,8 +12,9 @@ from typing import ClassVar, Final
 import numpy as np
 from numpy.random import Generator
 
+from baselines import Prompt
 from config import DAY_S, FREQUENCIES, Frequency, FrequencySpec, asset_spec
-from domain import FloatArray, ForecastRequest, MarketHistory
+from domain import FloatArray, ForecastRequest, IntArray, MarketHistory
 from errors import InsufficientHistory
 from features import (
     EwmaState,
@@ -28,7 +29,7 @@ from features import (
     trace_ewma,
     window_sums,
 )
-from path_simulator import student_t_steps
+from path_simulator import StepLaw, independent_steps, student_t_steps
 from seasonality import fit_profile
 from training_rows import recency_weights
 from uncertainty_engine import LogLinearScale, fit_log_linear, step_scales
@@ -66,9 +67,9 @@ class HarModel:
     blend: tuple[LogLinearScale, ...]
 
     def log_levels(self, sizes: FloatArray) -> FloatArray:
-        """Log mean |z| per bucket from the EWMAs of |z| (half-lives,); (buckets,)."""
-        row = np.log(np.maximum(sizes, 1e-3))[None, :]
-        return np.array([float(part.log_level(row)[0]) for part in self.blend])
+        """Log mean |z| per bucket from the EWMAs of |z| (n, half-lives); (n, buckets)."""
+        rows = np.log(np.maximum(sizes, 1e-3))
+        return np.column_stack([part.log_level(rows) for part in self.blend])
 
 
 def fit_har(history: MarketHistory, *, days: float) -> HarModel:
@@ -106,8 +107,8 @@ def fit_har(history: MarketHistory, *, days: float) -> HarModel:
 class Har:
     """`har`: clock, EWMA blend per lead bucket, independent t(5) steps, no centre.
 
-    Carries its averages between prompts; from the first bar on or from prompt
-    to prompt, the bytes are the same.
+    Carries its averages between prompts; from the first bar on, from prompt to
+    prompt or for many at once, the bytes are the same.
     """
 
     model: HarModel
@@ -117,19 +118,31 @@ class Har:
 
     def paths(self, request: ForecastRequest, known: MarketHistory, rng: Generator) -> FloatArray:
         """Price paths (num_paths, n_points)."""
-        return draw_steps(self.model, self.log_levels(known), HAR_DOF, request, known, rng)
+        (law,) = self.laws([(request, known)])
+        return draw_steps(law, request.num_paths, rng)
 
-    def log_levels(self, known: MarketHistory) -> FloatArray:
-        """Log mean |z| per bucket, counted from the last known close; (buckets,)."""
-        spec = self.model.spec
-        if self._ewma is None or self._ewma.end_ts > known.bars.end_ts:
-            self._ewma = initial_state(spec, int(known.bars.open_ts[0]))
-            self._sizes = None
-        grid = return_grid(known.bars, self._ewma.end_ts)
-        if len(grid) or self._sizes is None:
+    def laws(self, prompts: Sequence[Prompt]) -> list[StepLaw]:
+        """What `paths` draws from, for prompts in rising time."""
+        levels = self.log_levels([known for _, known in prompts])
+        return _step_laws(self.model, prompts, levels, HAR_DOF)
+
+    def log_levels(self, knowns: Sequence[MarketHistory]) -> FloatArray:
+        """Log mean |z| per bucket, counted from the last known closes; (n, buckets).
+
+        `knowns`: beginnings of one history, each no shorter than the one before.
+        """
+        spec, ends = self.model.spec, _ends(knowns)
+        if self._ewma is None or self._sizes is None or self._ewma.end_ts > ends[0]:
+            self._ewma = initial_state(spec, int(knowns[0].bars.open_ts[0]))
+            self._sizes = np.zeros(len(spec.ewma_half_lives))
+        rows = (ends - self._ewma.end_ts) // spec.bar_s
+        sizes = self._sizes[:, None]
+        if rows[-1] > 0:
+            grid = return_grid(knowns[-1].bars, self._ewma.end_ts)
             trace = trace_ewma(spec, self.model.standardiser.apply(grid), self._ewma)
-            self._ewma, self._sizes = trace.state, trace.means[0, :, -1]
-        return self.model.log_levels(self._sizes)
+            sizes = np.hstack([sizes, trace.means[0]])
+            self._ewma, self._sizes = trace.state, sizes[:, -1].copy()
+        return self.model.log_levels(sizes[:, rows].T)
 
 
 @dataclass(slots=True, eq=False)
@@ -146,49 +159,60 @@ class Oracle:
 
     def paths(self, request: ForecastRequest, known: MarketHistory, rng: Generator) -> FloatArray:
         """Price paths (num_paths, n_points)."""
-        levels = self._realised(known, self.har.log_levels(known))
-        return draw_steps(self.har.model, levels, np.inf, request, known, rng)
+        (law,) = self.laws([(request, known)])
+        return draw_steps(law, request.num_paths, rng)
 
-    def _realised(self, known: MarketHistory, log_levels: FloatArray) -> FloatArray:
-        """Har's log levels, those of the longer buckets replaced by what came; (buckets,)."""
-        spec, start = self.har.model.spec, known.bars.end_ts
-        horizon = spec.bucket_ends[-1] * spec.bar_s
+    def laws(self, prompts: Sequence[Prompt]) -> list[StepLaw]:
+        """What `paths` draws from, for prompts in rising time."""
+        knowns = [known for _, known in prompts]
+        levels = self._realised(knowns, self.har.log_levels(knowns))
+        return _step_laws(self.har.model, prompts, levels, np.inf)
+
+    def _realised(self, knowns: Sequence[MarketHistory], log_levels: FloatArray) -> FloatArray:
+        """Har's log levels, those of the longer buckets replaced by what came; (n, buckets)."""
+        spec, starts = self.har.model.spec, _ends(knowns)
+        first, horizon = int(starts[0]), spec.bucket_ends[-1] * spec.bar_s
         # One bar before, whose close the first return starts from.
-        low = int(np.searchsorted(self.full.bars.open_ts, start)) - 1
-        first = int(self.full.bars.open_ts[max(low, 0)])
-        future = self.full.bars.between(first, start + horizon)
-        if future.end_ts <= start:
+        low = int(np.searchsorted(self.full.bars.open_ts, first)) - 1
+        before = int(self.full.bars.open_ts[max(low, 0)])
+        future = self.full.bars.between(before, int(starts[-1]) + horizon)
+        if future.end_ts <= first:
             return log_levels
-        sums = window_sums(self.har.model.standardiser.apply(return_grid(future, start)))
-        levels = log_levels.copy()
+        sums = window_sums(self.har.model.standardiser.apply(return_grid(future, first)))
+        rows, levels = (starts - first) // spec.bar_s, log_levels.copy()
         for bucket, (begin, end) in enumerate(bucket_edges(spec)):
             if end - begin > KNOWN_BUCKET:
-                size = mean_size(sums, np.array([begin]), np.array([end]), np.nan)[0]
-                levels[bucket] = np.log(size) if size > 0 else levels[bucket]
+                size = mean_size(sums, rows + begin, rows + end, np.nan)
+                levels[size > 0, bucket] = np.log(size[size > 0])
         return levels
 
 
-def draw_steps(
-    model: HarModel,
-    log_levels: FloatArray,
-    dof: float,
-    request: ForecastRequest,
-    known: MarketHistory,
-    rng: Generator,
-) -> FloatArray:
-    """Independent steps of the scale that the levels and the clock give; (paths, points).
+def _ends(knowns: Sequence[MarketHistory]) -> IntArray:
+    return np.array([known.bars.end_ts for known in knowns], dtype=np.int64)
 
-    Steps are Student-t, Gaussian for infinite `dof`; point k is the price that
-    is scored for `start + k · increment`.
-    """
-    points = request.grid_ts + known.scored_lag_s
-    times = np.unique(np.concatenate(([known.anchor_ts], points)))
-    scale = step_scales(model.spec, model.standardiser, log_levels, times)
-    if np.isinf(dof):
-        shocks = rng.standard_normal((request.num_paths, len(scale))) * np.sqrt(np.pi / 2)
-    else:
-        shocks = student_t_steps(rng, request.num_paths, len(scale), dof=dof)
-    moves = np.zeros((request.num_paths, len(times)))
-    np.cumsum(shocks * scale, axis=1, out=moves[:, 1:])
-    moves = moves[:, np.searchsorted(times, points)]
-    return np.asarray(known.anchor_price * np.exp(moves / 1e4), dtype=np.float64)
+
+def _step_laws(
+    model: HarModel, prompts: Sequence[Prompt], log_levels: FloatArray, dof: float
+) -> list[StepLaw]:
+    """Independent steps of the scale that levels (n, buckets) and clock give, per prompt."""
+    laws = []
+    for (request, known), levels in zip(prompts, log_levels, strict=True):
+        points = request.grid_ts + known.scored_lag_s
+        times = np.unique(np.concatenate(([known.anchor_ts], points)))
+        laws.append(
+            StepLaw(
+                price=known.anchor_price,
+                times=times,
+                points=points,
+                scale=step_scales(model.spec, model.standardiser, levels, times),
+                shape=independent_steps(dof),
+                centre=np.zeros(len(points)),
+            )
+        )
+    return laws
+
+
+def draw_steps(law: StepLaw, n_paths: int, rng: Generator) -> FloatArray:
+    """Prices after independent steps of the law's scale and tails; (n_paths, points)."""
+    shocks = student_t_steps(rng, n_paths, len(law.scale), dof=law.shape.tail_dof)
+    return law.paths(shocks * law.scale)

@@ -5,7 +5,7 @@ what state, models and bars say about now. When something is missing, the view
 steps down a ladder (`Rung`) and says why. Everything here is pure.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Self
@@ -104,25 +104,32 @@ def first_state(models: ModelSet, history: MarketHistory) -> MarketState:
     )
 
 
-def advance_state(
-    models: ModelSet, history: MarketHistory, state: MarketState
-) -> tuple[MarketState, FeatureFrame]:
-    """Take in all bars of the history; returns the new state and the newest features."""
-    spec = models.spec
-    grid = return_grid(history.bars, state.ewma.end_ts)
-    until = history.bars.end_ts
+def _advance(
+    models: ModelSet, histories: Sequence[MarketHistory], state: MarketState
+) -> tuple[FeatureFrame, list[Controller], MarketState]:
+    """Take in the bars of histories, each the beginning of the next.
+
+    Returns features and controller at the end of every history, and the state at the
+    end of the last. One by one or all at once gives the same bytes.
+    """
+    spec, standardiser = models.spec, models.calibration.standardiser
+    grid = return_grid(histories[-1].bars, state.ewma.end_ts)
+    ends = np.array([history.bars.end_ts for history in histories], dtype=np.int64)
+    until = int(ends[-1])
     # A controller from after this moment (a replay with newer models) stays out.
     due = _outcome_times(spec, state.controller.end_ts, until)
-    rows = _rows_for(spec, grid, due)
-    standardiser = models.calibration.standardiser
+    last = (ends - grid.open_ts[0]) // spec.bar_s - 1
+    rows = _rows_for(spec, grid, due, last)
     frame = feature_frame(spec, standardiser, grid, state.ewma, rows)
-    controller = state.controller
+    controllers = [state.controller] * len(ends)
     if len(due):
         realised, expected = _outcomes(models, grid, frame, rows, due)
-        controller = advance_controller(spec, controller, int(due[-1]), realised, expected)
+        controllers = _controllers(spec, state.controller, ends, due, realised, expected)
     ewma = _checkpoint(spec, standardiser, grid, state.ewma, until)
-    advanced = MarketState(model_id=models.model_id, until=until, ewma=ewma, controller=controller)
-    return advanced, frame.last()
+    advanced = MarketState(
+        model_id=models.model_id, until=until, ewma=ewma, controller=controllers[-1]
+    )
+    return frame.take(np.searchsorted(rows, last)), controllers, advanced
 
 
 def _outcome_times(spec: FrequencySpec, after: int, until: int) -> IntArray:
@@ -138,14 +145,11 @@ def _delays(spec: FrequencySpec) -> IntArray:
     return -(-np.array(spec.bucket_ends, dtype=np.int64) * spec.bar_s // stride) * stride
 
 
-def _rows_for(spec: FrequencySpec, grid: ReturnGrid, due: IntArray) -> IntArray:
-    """Bars of the grid whose forecasts have come due, and the last one; sorted."""
-    last = len(grid) - 1
-    if not len(due):
-        return np.array([last])
+def _rows_for(spec: FrequencySpec, grid: ReturnGrid, due: IntArray, last: IntArray) -> IntArray:
+    """Bars of the grid whose forecasts have come due, and the `last` ones; sorted."""
     made = np.unique(due[:, None] - _delays(spec)[None, :])
     rows = (made - grid.open_ts[0]) // spec.bar_s - 1
-    return np.unique(np.append(rows[rows >= 0], last))
+    return np.union1d(rows[rows >= 0], last)
 
 
 def _outcomes(
@@ -164,6 +168,27 @@ def _outcomes(
         realised[bucket, inside] = bucket_targets(spec, sums, made[inside], bucket)
         expected[bucket, inside] = np.exp(levels[bucket, at])
     return realised, expected
+
+
+def _controllers(
+    spec: FrequencySpec,
+    controller: Controller,
+    ends: IntArray,
+    due: IntArray,
+    realised: FloatArray,
+    expected: FloatArray,
+) -> list[Controller]:
+    """The controller at every one of `ends`, with the outcomes that had come due by then."""
+    found, begin = [], 0
+    for stop in np.searchsorted(due, ends, "right").tolist():
+        if stop > begin:
+            part = slice(begin, stop)
+            controller = advance_controller(
+                spec, controller, int(due[stop - 1]), realised[:, part], expected[:, part]
+            )
+            begin = stop
+        found.append(controller)
+    return found
 
 
 def _checkpoint(
@@ -218,32 +243,69 @@ def best_view(
         return view_without_models(history, str(error)), None
 
 
+def best_views(
+    models: ModelSet, histories: Sequence[MarketHistory], state: MarketState
+) -> tuple[list[MarketView], MarketState]:
+    """`best_view` at the ends of histories, each the beginning of the next, from a state."""
+    try:
+        return views_with_models(models, histories, state)
+    except ModelError:  # for one of them, or for all: each gets what it can
+        views, advanced = [], state
+        for history in histories:
+            view, after = best_view(models, history, advanced, "")
+            views.append(view)
+            advanced = after or advanced
+        return views, advanced
+
+
 def view_with_models(
     models: ModelSet, history: MarketHistory, state: MarketState
 ) -> tuple[MarketView, MarketState]:
     """The market through a trained set; also returns the state after the last bar."""
-    advanced, frame = advance_state(models, history, state)
-    calibration = models.calibration
-    log_levels = models.log_levels(frame)[:, -1]
-    if advanced.controller.end_ts <= advanced.until:
-        log_levels = log_levels + advanced.controller.log_multiplier(calibration.controller_gain)
-    if not np.isfinite(log_levels).all():
+    (view,), advanced = views_with_models(models, [history], state)
+    return view, advanced
+
+
+def views_with_models(
+    models: ModelSet, histories: Sequence[MarketHistory], state: MarketState
+) -> tuple[list[MarketView], MarketState]:
+    """`view_with_models` at the ends of histories, each the beginning of the next.
+
+    Many cost little more than the last one alone.
+    """
+    frame, controllers, advanced = _advance(models, histories, state)
+    levels = models.log_levels(frame)
+    gain = models.calibration.controller_gain
+    for row, (history, controller) in enumerate(zip(histories, controllers, strict=True)):
+        if controller.end_ts <= history.bars.end_ts:
+            levels[:, row] += controller.log_multiplier(gain)
+    if not np.isfinite(levels).all():
         raise ModelError(f"model set {models.model_id} forecasts no finite scale; train it again.")
+    views = [
+        _view(models, history, frame.take(slice(row, row + 1)), levels[:, row])
+        for row, history in enumerate(histories)
+    ]
+    return views, advanced
+
+
+def _view(
+    models: ModelSet, history: MarketHistory, frame: FeatureFrame, log_levels: FloatArray
+) -> MarketView:
+    """What one row of features and the levels (buckets,) say about the end of a history."""
     notes = () if models.complete else ("the LightGBM models are missing or damaged",)
-    view = MarketView(
+    return MarketView(
         rung=Rung.LIGHTGBM if models.complete else Rung.CALIBRATED_EWMA,
         spec=models.spec,
-        standardiser=calibration.standardiser,
+        standardiser=models.calibration.standardiser,
         log_levels=log_levels,
         level=float(frame.level[-1]),
         centre=models.centre_in_scale(frame),
-        shape=calibration.path_shape,
+        shape=models.calibration.path_shape,
         model_id=models.model_id,
         trained_until=models.trained_until,
         notes=notes,
         **_anchor(history),
     )
-    return view, advanced
 
 
 def view_without_models(history: MarketHistory, note: str) -> MarketView:

@@ -16,14 +16,14 @@ from scipy.linalg import cholesky_banded
 from scipy.signal import lfilter
 from scipy.special import gammaln
 
-from domain import FloatArray
+from domain import FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathShape:
     """How paths differ and cluster, beyond the scale of their steps."""
 
-    tail_dof: float  # Student-t ν, dimensionless
+    tail_dof: float  # Student-t ν, dimensionless; infinite: normal steps
     path_sd: float  # standard deviation of a path's log-volatility factor
     slow_sd: float  # of the mean-reverting log-volatility within a path
     slow_half_life_s: float  # of that process, seconds
@@ -45,6 +45,39 @@ class PathShape:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Inverse of `to_dict`."""
         return cls(**{**values, "autocorrelation": tuple(values["autocorrelation"])})
+
+
+def independent_steps(dof: float) -> PathShape:
+    """The shape of independent Student-t steps, normal ones for infinite `dof`."""
+    return PathShape(tail_dof=dof, path_sd=0.0, slow_sd=0.0, slow_half_life_s=1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StepLaw:
+    """What a forecast says before anything is drawn: random steps from a price on.
+
+    `times` (n + 1,): when the price holds, then the ends of the steps, among them all
+    `points`, Unix seconds. `scale` (n,): mean |move| of the steps, bps. `centre`
+    (points,): expected log move from the price on, bps.
+    """
+
+    price: float
+    times: IntArray
+    points: IntArray
+    scale: FloatArray
+    shape: PathShape
+    centre: FloatArray
+
+    @property
+    def step_s(self) -> float:
+        """Length of the usual step, seconds; the first may be another."""
+        return float(self.times[-1] - self.times[-2])
+
+    def paths(self, steps: FloatArray) -> FloatArray:
+        """Prices at the points after the moves `steps` (n_paths, n), bps; (n_paths, points)."""
+        moves = np.hstack([np.zeros((len(steps), 1)), np.cumsum(steps, axis=1)])
+        moves = moves[:, np.searchsorted(self.times, self.points)] + self.centre
+        return np.asarray(self.price * np.exp(moves / 1e4), dtype=np.float64)
 
 
 def simulate_steps(
@@ -73,16 +106,26 @@ def student_t_steps(rng: Generator, n_paths: int, n_steps: int, *, dof: float) -
     Source: Bollerslev (1987), Rev. Econ. Stat. 69(3), 542-547.
     """
     normal = rng.standard_normal((n_paths, n_steps))
-    mixing = rng.standard_gamma(dof / 2, (n_paths, n_steps))
-    mixing *= 2.0 / dof
+    mixing = tail_mixing(rng, n_paths, n_steps, dof=dof)
     np.sqrt(mixing, out=mixing)
     normal /= mixing
     normal /= mean_size_of_t(dof)
     return normal
 
 
+def tail_mixing(rng: Generator, n_paths: int, n_steps: int, *, dof: float) -> FloatArray:
+    """Draw χ²(ν)/ν: a normal step over its root is a t(ν) step; (n_paths, n_steps)."""
+    if np.isinf(dof):
+        return np.ones((n_paths, n_steps))
+    mixing = rng.standard_gamma(dof / 2, (n_paths, n_steps))
+    mixing *= 2.0 / dof
+    return mixing
+
+
 def mean_size_of_t(dof: float) -> float:
-    """E|t(ν)| of a plain Student-t variable."""
+    """E|t(ν)| of a plain Student-t variable; of a standard normal one for infinite ν."""
+    if np.isinf(dof):
+        return float(np.sqrt(2 / np.pi))
     log_ratio = gammaln((dof + 1) / 2) - gammaln(dof / 2)
     return float(2 * np.sqrt(dof / np.pi) / (dof - 1) * np.exp(log_ratio))
 

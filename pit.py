@@ -13,7 +13,7 @@ import numpy as np
 
 from config import Competition
 from domain import FloatArray, IntArray
-from scoring import block_volatility, interval_changes, interval_steps
+from scoring import block_volatility, interval_changes, interval_steps, volatility_name
 
 BINS: Final = 20
 COVERAGES: Final = (0.5, 0.8, 0.95)
@@ -60,7 +60,7 @@ def interval_histograms(
     for block_s, _ in competition.volatility_weights:
         steps = block_s // increment_s
         if 1 <= steps < len(realised):
-            known[f"volatility_{block_s // 60}min"] = pit_values(
+            known[volatility_name(block_s)] = pit_values(
                 block_volatility(realised[None, :], steps)[0], block_volatility(paths, steps)
             )
     return {name: histogram(values) for name, values in known.items()}

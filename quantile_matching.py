@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from domain import FloatArray
-from path_simulator import PathShape, mean_size_of_t, volatility_process
+from path_simulator import PathShape, mean_size_of_t, tail_mixing, volatility_process
 
 MIXTURE_PARTS: Final = 1_000  # normals that a block's distribution is mixed from
 MIXTURE_STEPS: Final = 400_000  # random steps drawn to find their variances
@@ -75,19 +75,23 @@ def unit_quantiles(shape: PathShape, step_s: float, length: int, n_paths: int) -
 
     Returns (n_paths,), rising and symmetric.
     """
-    grid, probability = _distribution(shape, step_s, length)
+    grid, probability = unit_distribution(shape, step_s, length)
     levels = (np.arange(n_paths) + 0.5) / n_paths
     half = np.interp(np.maximum(levels, 1 - levels), probability, grid)
     return np.where(levels < 0.5, -half, half)
 
 
 @lru_cache(maxsize=256)
-def _distribution(shape: PathShape, step_s: float, length: int) -> tuple[FloatArray, FloatArray]:
+def unit_distribution(
+    shape: PathShape, step_s: float, length: int
+) -> tuple[FloatArray, FloatArray]:
     """Distribution function of the unit sum on a grid of its upper half.
 
-    Given its volatilities, a sum of Student-t steps is normal; its distribution
-    is the mixture of these normals over drawn variances, which is smooth where an
-    empirical one would bring back the noise.
+    The unit sum is one of `length` steps of mean size 1, over √length; it is
+    symmetric. Given its volatilities, a sum of Student-t steps is normal; its
+    distribution is the mixture of these normals over drawn variances, which is
+    smooth where an empirical one would bring back the noise. Returns the grid and
+    the probability of falling below; both (GRID_POINTS,), nobody's to change.
     """
     spread = _mixture_spreads(shape, step_s, length)
     unit = float(np.sqrt(np.mean(spread**2)))
@@ -100,7 +104,7 @@ def _mixture_spreads(shape: PathShape, step_s: float, length: int) -> FloatArray
     draws = MIXTURE_PARTS * max(MIXTURE_STEPS // (MIXTURE_PARTS * length), 4)
     rng = np.random.default_rng([length, draws])
     volatility = volatility_process(rng, draws, np.full(length, step_s), shape)
-    mixing = rng.standard_gamma(shape.tail_dof / 2, volatility.shape) * (2 / shape.tail_dof)
+    mixing = tail_mixing(rng, draws, length, dof=shape.tail_dof)
     variance = (volatility**2 / mixing).mean(axis=1) * _serial_factor(shape, step_s, length)
     spread = np.sort(np.sqrt(variance)) / mean_size_of_t(shape.tail_dof)
     return np.asarray(spread.reshape(MIXTURE_PARTS, -1).mean(axis=1), dtype=np.float64)

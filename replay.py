@@ -14,18 +14,21 @@ from typing import Any, ClassVar, Final, Self
 import numpy as np
 from numpy.random import Generator
 
-from baselines import Forecaster
+from baselines import Forecaster, LawForecaster, Prompt
+from closed_form import law_histograms, law_pits, score_laws
 from config import FREQUENCIES, NUM_PATHS, Competition
 from domain import FloatArray, Forecast, ForecastRequest, IntArray, MarketHistory
 from errors import DataError
-from forecast_engine import draw, request_rng
+from forecast_engine import draw, request_rng, step_law
 from lgbm_predictor import ModelSet
-from market_view import MarketState, MarketView, best_view
+from market_view import MarketState, MarketView, best_view, best_views
+from path_simulator import StepLaw
 from pit import interval_histograms, lead_pits
 from scoring import ScoreCard, score_paths
 from wire_format import round_prices
 
 MINIMUM_REALISED: Final = 0.05  # of the points; below, the market was closed
+LAWS_AT_ONCE: Final = 128  # prompts whose laws are worked out together
 
 
 # ---------------------------------------------------------------- the engine as a forecaster
@@ -45,6 +48,24 @@ class EngineForecaster:
             self._state = None
         view, self._state = best_view(self.models, known, self._state, "")
         return view
+
+    def views(self, knowns: Sequence[MarketHistory]) -> list[MarketView]:
+        """`view` at the ends of beginnings of one history, in rising time.
+
+        The bytes are those of one after the other; many cost little more than two.
+        """
+        first, rest = self.view(knowns[0]), knowns[1:]
+        if self._state is None:  # nothing to go on from: no rung with models holds
+            return [first, *(self.view(known) for known in rest)]
+        if not rest:
+            return [first]
+        views, self._state = best_views(self.models, rest, self._state)
+        return [first, *views]
+
+    def laws(self, prompts: Sequence[Prompt]) -> list[StepLaw]:
+        """What `paths` draws from, for prompts in rising time."""
+        views = self.views([known for _, known in prompts])
+        return [step_law(request, view) for (request, _), view in zip(prompts, views, strict=True)]
 
     def answer(self, request: ForecastRequest, known: MarketHistory, rng: Generator) -> Forecast:
         """The answer of a miner at the end of `known`, in prices as they are sent."""
@@ -206,7 +227,7 @@ class PromptResult:
         competition: Competition,
         leads_s: Sequence[int],
     ) -> Self:
-        """Score the engine's answer and the paths of the others on one prompt."""
+        """Score the engine's answer and the paths of the others on one prompt, as drawn."""
         step = forecast.request.increment_s
         paths = forecast.paths
         all_paths = {EngineForecaster.name: paths, **others}
@@ -227,6 +248,12 @@ class PromptResult:
 def answer_digest(paths: FloatArray) -> str:
     """Hash of the prices of an answer: equal answers, equal hashes."""
     return sha256(np.ascontiguousarray(paths, dtype=np.float64).tobytes()).hexdigest()[:16]
+
+
+def law_digest(law: StepLaw) -> str:
+    """Hash of a law: equal laws, equal hashes."""
+    numbers = np.concatenate(([law.price], law.times, law.points, law.scale, law.centre))
+    return sha256(numbers.tobytes() + repr(law.shape).encode()).hexdigest()[:16]
 
 
 def _plain(value: float) -> float | None:
@@ -257,3 +284,51 @@ def replay(
         }
         realised = realised_path(history, request)
         yield PromptResult.score(forecast, others, realised, competition, leads_s), forecast
+
+
+def replay_laws(
+    history: MarketHistory,
+    engine: EngineForecaster,
+    baselines: Sequence[LawForecaster],
+    competition: Competition,
+    times: IntArray,
+) -> Iterator[PromptResult]:
+    """Score the prompts that start at `times`, in time order, without drawing a path."""
+    for begin in range(0, len(times), LAWS_AT_ONCE):
+        prompts = [
+            (usual_request(history, start_ts), known_at_prompt(history, start_ts))
+            for start_ts in times[begin : begin + LAWS_AT_ONCE].tolist()
+        ]
+        yield from _score_laws(history, engine, baselines, competition, prompts)
+
+
+def _score_laws(
+    history: MarketHistory,
+    engine: EngineForecaster,
+    baselines: Sequence[LawForecaster],
+    competition: Competition,
+    prompts: Sequence[Prompt],
+) -> Iterator[PromptResult]:
+    """What all forecasters say to prompts in rising time, scored in closed form."""
+    views = engine.views([known for _, known in prompts])
+    ours = [step_law(request, view) for (request, _), view in zip(prompts, views, strict=True)]
+    laws = {engine.name: ours} | {each.name: each.laws(prompts) for each in baselines}
+    realised = np.stack([realised_path(history, request) for request, _ in prompts])
+    step = prompts[0][0].increment_s
+    cards = {
+        name: score_laws(found, realised, competition, increment_s=step)
+        for name, found in laws.items()
+    }
+    leads_s = FREQUENCIES[history.frequency].leads_s
+    pits = law_pits(ours, realised, leads_s, increment_s=step)
+    histograms = law_histograms(ours, realised, competition, increment_s=step)
+    for row, (request, _) in enumerate(prompts):
+        yield PromptResult(
+            start_ts=request.start_ts,
+            scores={name: found[row] for name, found in cards.items()},
+            pit=pits[row],
+            histogram=histograms[row],
+            model_id=views[row].model_id,
+            rung=views[row].rung.value,
+            answer=law_digest(ours[row]),
+        )

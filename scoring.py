@@ -57,8 +57,7 @@ def score_paths(
             f"paths of shape {paths.shape} cannot be scored against a realised path of shape "
             f"{realised.shape}; both need the same number of points."
         )
-    if not np.isfinite(realised).any():
-        raise DataError("the realised path is all NaN; choose a prompt whose prices are known.")
+    require_known(realised)
     if np.any(paths == 0):
         return ScoreCard(total=ZERO_PRICE_SCORE, by_interval={})
     # Not left to arithmetic: a NaN where nothing was realised would go unseen.
@@ -69,9 +68,20 @@ def score_paths(
         for interval in competition.intervals
     }
     for block_s, factor in competition.volatility_weights:
-        name = f"volatility_{block_s // 60}min"
+        name = volatility_name(block_s)
         parts[name] = factor * _volatility_score(paths, realised, block_s // increment_s)
     return ScoreCard(total=float(sum(parts.values())), by_interval=parts)
+
+
+def volatility_name(block_s: int) -> str:
+    """How score cards call the part of the volatility term that blocks of a length make up."""
+    return f"volatility_{block_s // 60}min"
+
+
+def require_known(realised: FloatArray) -> None:
+    """Raises: DataError if no price of a realised path is known."""
+    if not np.isfinite(realised).any():
+        raise DataError("the realised path is all NaN; choose a prompt whose prices are known.")
 
 
 def interval_changes(prices: FloatArray, steps: int, kind: IntervalKind) -> FloatArray:

@@ -7,7 +7,7 @@ and scores are kept in the work folder, so only what is missing is done.
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from multiprocessing import parent_process
@@ -29,7 +29,7 @@ from backtest_store import (
     scores_file,
     sets_folder,
 )
-from baselines import ConstantSigma, EwmaStudentT, Forecaster
+from baselines import ConstantSigma, EwmaStudentT, Forecaster, LawForecaster
 from config import (
     DAY_S,
     FREQUENCIES,
@@ -52,16 +52,19 @@ from model_store import publish_set, published_sets
 from pool_store import histories_of, pool_names, pooled_priors
 from replay import (
     EngineForecaster,
+    PromptResult,
     answer_digest,
     check_prompt_times,
     known_at_prompt,
     prompt_times,
     replay,
+    replay_laws,
     usual_request,
 )
 from wire_format import format_iso
 
 BASELINES: Final = ("reference", "ewma_t", "har", "garch_t", "oracle")
+WITHOUT_LAW: Final = ("garch_t",)  # their variance follows their own paths
 DEFAULT_BASELINES: Final = ("reference", "ewma_t", "har", "oracle")
 DEFAULT_DAYS: Final = 7  # that are replayed, before the end of the bars
 KEPT_HISTORIES: Final = 2  # per process: chunks of one market follow each other
@@ -84,6 +87,7 @@ class Market:
     baselines: tuple[str, ...]
     work_dir: Path
     export_dir: Path | None = None
+    closed_form: bool = False  # laws are scored, and no path is drawn
 
     @property
     def name(self) -> str:
@@ -198,7 +202,8 @@ def _scores_key(market: Market, bars: str) -> str:
     settings = market.settings
     until = ["every", market.cadence_s] if market.train_until is None else market.train_until
     wanted = [settings.seed, settings.days, settings.profile, until, list(market.baselines)]
-    return content_key(bars, wanted, program_key("walk_forward"))
+    kind = "closed form" if market.closed_form else "drawn"
+    return content_key(bars, wanted, kind, program_key("walk_forward"))
 
 
 def _is_done(
@@ -309,14 +314,26 @@ def replay_prompts(market: Market, moment: int, times: IntArray, report: Report)
     )
     engine = EngineForecaster(_models(market, history, moment))
     baselines = _fit_baselines(market, history, past)
-    results = replay(
-        history, engine, baselines, market.competition, times, seed=market.settings.seed
-    )
-    for result, forecast in results:
-        if market.export_dir is not None:
-            export_prediction(market.export_dir, forecast.request, forecast.paths)
+    for result in _results(market, engine, baselines, times):
         append_score(file, result.to_dict())
         report(market.name, "prompts")
+
+
+def _results(
+    market: Market, engine: EngineForecaster, baselines: Sequence[Forecaster], times: IntArray
+) -> Iterator[PromptResult]:
+    """Replay prompts one by one; what is drawn is exported if it is wanted."""
+    history = market.history()
+    if market.closed_form:
+        with_laws = [each for each in baselines if isinstance(each, LawForecaster)]
+        yield from replay_laws(history, engine, with_laws, market.competition, times)
+        return
+    seed = market.settings.seed
+    drawn = replay(history, engine, baselines, market.competition, times, seed=seed)
+    for result, forecast in drawn:
+        if market.export_dir is not None:
+            export_prediction(market.export_dir, forecast.request, forecast.paths)
+        yield result
 
 
 class EngineViews:

@@ -142,6 +142,32 @@ def scored_lines(work_dir):
     return [line for line in lines if line]
 
 
+def test_a_run_in_closed_form_is_scored_beside_the_drawn_one_and_not_mixed(
+    finished, arguments, monkeypatch, capsys, tmp_path
+):
+    _, folder, work_dir = finished
+    before = scored_lines(work_dir)
+    words = (*arguments, "--closed-form", "--work-dir", work_dir, "--jobs", 1, "--json")
+    done = run(*words, tmp_path / "closed.json")
+    assert done.returncode == 0, done.stderr
+    assert "Mean score in closed form, lower is better" in done.stdout
+    added = [line for line in scored_lines(work_dir) if line not in before]
+    assert len(added) == PROMPTS
+    closed, drawn = (
+        json.loads(file.read_bytes()) for file in (tmp_path / "closed.json", folder / "a.json")
+    )
+    assert closed["settings"] == {**drawn["settings"], "closed_form": True}
+    ours, theirs = (each["markets"][0]["summary"]["parts"]["total"] for each in (closed, drawn))
+    assert ours["score"] == pytest.approx(theirs["score"], rel=0.003)
+    assert ours["ratios"].keys() == theirs["ratios"].keys()
+    assert main(monkeypatch, *words, tmp_path / "again.json") == 0  # needs no work
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "closed.json").read_bytes()
+    assert main(monkeypatch, "compare", tmp_path / "closed.json", tmp_path / "again.json") == 0
+    assert "no clear difference" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="laws in closed form, the other paths"):
+        main(monkeypatch, "compare", tmp_path / "closed.json", folder / "a.json")
+
+
 # ---------------------------------------------------------------- repeated in this process
 
 
@@ -189,6 +215,17 @@ def test_a_run_compared_with_itself_changes_nothing(finished, monkeypatch, capsy
         (("--prompts", "0"), ConfigError, "--prompts 0 is too few; "),
         (("--asset", "ETH"), DataError, "ETH is not in this source; it has BTC, XAU"),
         (("--train-until", "yesterday"), ConfigError, "'yesterday' is not an ISO 8601 time; "),
+        (("--closed-form", "--report", "r"), ConfigError, "--report needs paths, which "),
+        (
+            ("--closed-form", "--export-predictions", "out"),
+            ConfigError,
+            "--export-predictions needs paths, which --closed-form does not draw; ",
+        ),
+        (
+            ("--closed-form", "--baselines", "ewma_t,garch_t"),
+            ConfigError,
+            "baseline garch_t has no law in closed form; ",
+        ),
         (("--jobs", "0"), ConfigError, "jobs=0 is out of range; "),
     ],
 )

@@ -196,6 +196,15 @@ def test_scores_of_different_things_are_not_compared(setting, value):
         compare_documents(scored(NOISE), scored(NOISE, **{setting: value}))
 
 
+def test_scores_of_laws_and_of_paths_are_not_compared():
+    drawn, closed = scored(NOISE, closed_form=False), scored(NOISE, closed_form=True)
+    for pair in ((drawn, closed), (closed, drawn), (scored(NOISE), closed)):
+        with pytest.raises(ConfigError, match=r"laws in closed form.*repeat one .* --closed-form"):
+            compare_documents(*pair)
+    assert compare_documents(closed, closed).overall.ratio == 1.0
+    assert compare_documents(scored(NOISE), drawn).overall.ratio == 1.0  # written before there were
+
+
 def test_scores_on_different_bars_are_not_compared():
     other = document(entry([prompt(i, engine=float(v)) for i, v in enumerate(NOISE)], bars="c"))
     with pytest.raises(ConfigError, match="bars of BTC hf"):

@@ -25,6 +25,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "answer_sketch",
         "comparison",
         "pit",
+        "closed_form",
         "rewards",
         "backtest_results",
         "report_numbers",
@@ -136,16 +137,30 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"features", "path_fitting", "uncertainty_engine"}),
         "weights are chosen for the engine as it will run",
     ),
-    "baselines": (frozenset({"features"}), "they read the same return grid"),
+    "baselines": (
+        frozenset({"features", "path_simulator"}),
+        "they read the same return grid, and say what their paths are drawn from",
+    ),
     "garch_baseline": (frozenset({"features"}), "they read the same return grid"),
     "market_baselines": (
         frozenset(
-            {"features", "path_simulator", "seasonality", "training_rows", "uncertainty_engine"}
+            {
+                "baselines",
+                "features",
+                "path_simulator",
+                "seasonality",
+                "training_rows",
+                "uncertainty_engine",
+            }
         ),
         "yardsticks of the same make as the forecast, held still",
     ),
     "answer_sketch": (frozenset({"scoring"}), "it keeps what is scored"),
     "pit": (frozenset({"scoring"}), "calibration of what is scored"),
+    "closed_form": (
+        frozenset({"path_simulator", "pit", "quantile_matching", "scoring"}),
+        "the laws that ensembles are drawn from, scored and placed as ensembles are",
+    ),
     "backtest_results": (frozenset({"comparison", "pit"}), "figures are drawn from both"),
     "realised_spread": (
         frozenset({"features", "scoring", "seasonality"}),

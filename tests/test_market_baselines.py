@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from baselines import EwmaStudentT, Forecaster
+from baselines import ConstantSigma, EwmaStudentT, Forecaster
 from config import Frequency, competition_like, protocol_profile
 from data_fetcher import SimulatedSource
 from errors import InsufficientHistory
 from features import bucket_edges, return_grid
-from market_baselines import HAR_SPECS, Har, Oracle, draw_steps, fit_har
-from replay import known_at_prompt, prompt_times, realised_path, usual_request
+from market_baselines import HAR_SPECS, Har, Oracle, _step_laws, draw_steps, fit_har
+from replay import known_at_prompt, law_digest, prompt_times, realised_path, usual_request
 from scoring import score_paths
 from tests.test_baselines import history_of
 
@@ -53,8 +53,26 @@ def test_from_prompt_to_prompt_or_all_at_once_the_levels_are_the_same(history, m
     carried = Har(model=model)
     for start_ts in prompt_times(history, history.bars.end_ts - 86_400, None, 6).tolist():
         known = known_at_prompt(history, start_ts)
-        fresh = Har(model=model).log_levels(known)
-        assert np.array_equal(carried.log_levels(known), fresh)
+        fresh = Har(model=model).log_levels([known])
+        assert np.array_equal(carried.log_levels([known]), fresh)
+
+
+def test_many_prompts_at_once_have_the_laws_of_one_after_the_other(history, model):
+    times = prompt_times(history, history.bars.end_ts - 86_400, None, 9).tolist()
+    prompts = [
+        (usual_request(history, start_ts), known_at_prompt(history, start_ts))
+        for start_ts in [*times[:4], *times[3:]]
+    ]
+    for make in (
+        lambda: Har(model=model),
+        lambda: Oracle(har=Har(model=model), full=history),
+        lambda: EwmaStudentT.fit(history),
+        ConstantSigma,
+    ):
+        carried = make()
+        alone = [carried.laws([prompt])[0] for prompt in prompts]
+        for one, other in zip(make().laws(prompts), alone, strict=True):
+            assert law_digest(one) == law_digest(other)
 
 
 def test_going_back_in_time_gives_the_levels_of_then(history, model):
@@ -62,14 +80,14 @@ def test_going_back_in_time_gives_the_levels_of_then(history, model):
         known_at_prompt(history, history.bars.end_ts - 7200 - shift) for shift in (0, 43_200)
     )
     forecaster = Har(model=model)
-    forecaster.log_levels(late)
-    assert np.array_equal(forecaster.log_levels(early), Har(model=model).log_levels(early))
+    forecaster.log_levels([late])
+    assert np.array_equal(forecaster.log_levels([early]), Har(model=model).log_levels([early]))
 
 
 def test_no_new_bar_leaves_the_levels_as_they_were(history, model):
     known = known_at_prompt(history, history.bars.end_ts - 7200)
     forecaster = Har(model=model)
-    assert np.array_equal(forecaster.log_levels(known), forecaster.log_levels(known))
+    assert np.array_equal(forecaster.log_levels([known]), forecaster.log_levels([known]))
 
 
 def test_har_does_not_feel_what_comes_after_the_prompt_and_the_oracle_does(history, model):
@@ -88,21 +106,23 @@ def test_the_oracle_knows_the_realised_mean_of_every_longer_bucket(history, mode
     start_ts = history.bars.end_ts - 7200
     known = known_at_prompt(history, start_ts)
     har = Har(model=model)
-    ours = Oracle(har=har, full=history)._realised(known, har.log_levels(known))
+    ours = Oracle(har=har, full=history)._realised([known], har.log_levels([known]))[0]
     grid = return_grid(history.bars, known.bars.end_ts)
     size = np.abs(model.standardiser.apply(grid))
     for bucket, (begin, end) in enumerate(bucket_edges(model.spec)):
         expected = (
-            np.log(size[begin:end].mean()) if end - begin > 2 else har.log_levels(known)[bucket]
+            np.log(size[begin:end].mean())
+            if end - begin > 2
+            else har.log_levels([known])[0, bucket]
         )
         assert ours[bucket] == pytest.approx(expected, abs=1e-5)
 
 
 def test_without_a_bar_to_come_the_oracle_has_the_levels_of_har(history, model):
     known = known_at_prompt(history, history.bars.end_ts - 7200)
-    levels = Har(model=model).log_levels(known)
+    levels = Har(model=model).log_levels([known])
     blind = Oracle(har=Har(model=model), full=known)
-    assert np.array_equal(blind._realised(known, levels), levels)
+    assert np.array_equal(blind._realised([known], levels), levels)
 
 
 def test_knowing_more_scores_better():
@@ -135,8 +155,9 @@ def test_knowing_more_scores_better():
 def test_steps_have_the_mean_size_that_the_level_and_the_clock_give(history, model, dof):
     known = known_at_prompt(history, history.bars.end_ts - 7200)
     request = usual_request(history, history.bars.end_ts - 7200)
-    levels = np.full(len(model.spec.bucket_ends), np.log(2.0))
-    paths = draw_steps(model, levels, dof, request, known, np.random.default_rng(1))
+    levels = np.full((1, len(model.spec.bucket_ends)), np.log(2.0))
+    (law,) = _step_laws(model, [(request, known)], levels, dof)
+    paths = draw_steps(law, request.num_paths, np.random.default_rng(1))
     steps = 1e4 * np.abs(np.diff(np.log(paths), axis=1)).mean(axis=0)
     clock = model.standardiser.profile.variance_time(request.grid_ts + 60)
     expected = 2 * model.standardiser.unit_bps * np.sqrt(np.diff(clock))

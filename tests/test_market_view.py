@@ -16,12 +16,13 @@ from market_view import (
     CHECKPOINT_AGE_DAYS,
     MarketState,
     Rung,
-    advance_state,
     best_view,
+    best_views,
     first_state,
     prior_view,
     view_with_models,
     view_without_models,
+    views_with_models,
 )
 from model_store import published_sets
 from state_store import StateStore
@@ -144,6 +145,37 @@ def test_bar_by_bar_with_restarts_equals_one_pass_byte_for_byte(
     assert final.ewma.end_ts > int(known.bars.open_ts[0])  # the checkpoint has moved
 
 
+@pytest.mark.parametrize("change", [complete, with_gaps, with_outage])
+@pytest.mark.parametrize("frequency", list(Frequency))
+def test_many_views_at_once_are_those_of_one_after_the_other(models, history, frequency, change):
+    trained, whole = models[frequency], change(history[frequency])
+    early = trained.calibration.controller.end_ts - 3600  # also before training ended
+    times = np.unique([early, *moments(whole), *moments(whole)[:3]])
+    knowns = [whole.known_at(int(time)) for time in [*times, times[-1]]]
+    start = first_state(trained, knowns[0])
+    views, state = views_with_models(trained, knowns, start)
+    carried = start
+    for view, known in zip(views, knowns, strict=True):
+        alone, carried = view_with_models(trained, known, carried)
+        assert_same_bytes(view, alone)
+    assert_same_state(state, carried)
+    assert state.until % 900 == 0  # outcomes that are due at this very moment count
+    assert state.controller.end_ts == state.until
+
+
+def test_many_views_of_a_set_without_a_finite_scale_step_down_one_by_one(models, history):
+    trained, known = models[HF], history[HF]
+    broken = replace(
+        trained,
+        calibration=replace(trained.calibration, blend_shares=np.full(6, np.nan)),
+    )
+    knowns = [known.known_at(known.bars.end_ts - age_s) for age_s in (3600, 60, 0)]
+    views, state = best_views(broken, knowns, first_state(broken, knowns[0]))
+    assert [view.rung for view in views] == [Rung.PROFILE_EWMA] * 3
+    assert [view.anchor_ts for view in views] == [each.anchor_ts for each in knowns]
+    assert state.until == knowns[0].bars.open_ts[0]
+
+
 def test_an_outage_longer_than_the_checkpoint_is_no_different(models, tmp_path):
     long = SimulatedSource(days=30, assets=("BTC",)).load("BTC", LF).history
     age = long.price_bars.end_ts - long.price_bars.open_ts
@@ -164,8 +196,9 @@ def test_a_moment_before_training_ended_has_no_controller_from_later(models, his
     now = trained.calibration.controller.end_ts - 3600
     early = history[frequency].known_at(now)
     view, state = view_with_models(trained, early, first_state(trained, early))
-    _, frame = advance_state(trained, early, first_state(trained, early))
-    assert view.log_levels.tobytes() == trained.log_levels(frame)[:, -1].tobytes()
+    still = replace(trained, calibration=replace(trained.calibration, controller_gain=0.0))
+    unmoved, _ = view_with_models(still, early, first_state(still, early))
+    assert view.log_levels.tobytes() == unmoved.log_levels.tobytes()
     # ... and once it is past, going on from there equals one pass
     late = history[frequency]
     carried, _ = view_with_models(trained, late, state)

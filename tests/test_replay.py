@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines import ConstantSigma, EwmaStudentT
+from baselines import ConstantSigma, EwmaStudentT, LawForecaster
 from config import DAY_S, Frequency, competition_like, protocol_profile
 from domain import MarketHistory
 from errors import DataError
@@ -22,10 +22,12 @@ from replay import (
     check_prompt_times,
     known_at_prompt,
     last_prompt,
+    law_digest,
     prompt_grid_s,
     prompt_times,
     realised_path,
     replay,
+    replay_laws,
     usual_request,
 )
 from wire_format import round_prices
@@ -209,7 +211,7 @@ def test_going_back_in_time_gives_the_answer_of_then(histories, models):
 def forecasters_for(history, models, past):
     """Everything that a back-test compares, fitted to `past`; the oracle sees `history`."""
     har = fit_har(past, days=365)
-    baselines = [ConstantSigma(), EwmaStudentT.fit(past), Har(model=har), Garch.fit(past)]
+    baselines = [ConstantSigma(), EwmaStudentT.fit(past), Har(model=har)]
     return [EngineForecaster(models), *baselines, Oracle(har=Har(model=har), full=history)]
 
 
@@ -218,10 +220,10 @@ def test_corrupting_everything_after_each_prompt_changes_no_byte(histories, mode
     pytest.importorskip("arch", reason="development dependency of the garch_t baseline")
     history = histories[name]
     past = history.known_at(history.bars.end_ts - 2 * DAY_S)
-    honest = forecasters_for(history, models[name], past)
+    honest = [*forecasters_for(history, models[name], past), Garch.fit(past)]
     for start in prompt_times(history, past.bars.end_ts + 60, None, 3).tolist():
         spoiled = spoiled_after(history, start - history.scored_lag_s)
-        blind = forecasters_for(spoiled, models[name], past)
+        blind = [*forecasters_for(spoiled, models[name], past), Garch.fit(past)]
         request = usual_request(history, start)
         same = {}
         for one, other in zip(honest, blind, strict=True):
@@ -231,6 +233,58 @@ def test_corrupting_everything_after_each_prompt_changes_no_byte(histories, mode
             )
             same[one.name] = answer_digest(before) == answer_digest(after)
         assert same == {name: name != "oracle" for name in same}
+
+
+@pytest.mark.parametrize("name", ["hf", "lf"])
+def test_in_closed_form_too_nothing_after_a_prompt_is_felt_by_it(histories, models, name):
+    """Prompts are worked out together: the later ones must not reach back."""
+    history = histories[name]
+    past = history.known_at(history.bars.end_ts - 2 * DAY_S)
+    times = prompt_times(history, past.bars.end_ts + 60, None, 5)
+
+    def laws(whole, starts):
+        prompts = [(usual_request(whole, t), known_at_prompt(whole, t)) for t in starts]
+        return {
+            forecaster.name: forecaster.laws(prompts)
+            for forecaster in forecasters_for(whole, models[name], past)
+            if isinstance(forecaster, LawForecaster)
+        }
+
+    together = laws(history, times.tolist())
+    assert set(together) == {"engine", "reference", "ewma_t", "har", "oracle"}
+    for row, start in enumerate(times.tolist()):
+        spoiled = spoiled_after(history, start - history.scored_lag_s)
+        for forecaster, found in laws(spoiled, [start]).items():
+            same = law_digest(found[0]) == law_digest(together[forecaster][row])
+            assert same == (forecaster != "oracle"), forecaster
+
+
+@pytest.mark.parametrize("name", ["hf", "lf"])
+def test_closed_form_scores_are_those_of_drawn_answers_up_to_their_noise(histories, models, name):
+    history = histories[name]
+    past = history.known_at(history.bars.end_ts - 2 * DAY_S)
+    times = prompt_times(history, past.bars.end_ts + 60, None, 10)
+    competition = competition_like(protocol_profile("2026-09"), "BTC", history.frequency)
+    _, *baselines = forecasters_for(history, models[name], past)
+    with_laws = [each for each in baselines if isinstance(each, LawForecaster)]
+    engine = EngineForecaster(models[name])
+    closed = list(replay_laws(history, engine, with_laws, competition, times))
+    drawn = [r for r, _ in replay(history, engine, with_laws, competition, times, seed=0)]
+    assert [each.start_ts for each in closed] == times.tolist()
+    for forecaster in ("engine", "reference", "ewma_t", "har", "oracle"):
+        ours, theirs = (
+            np.array([each.scores[forecaster].total for each in results])
+            for results in (closed, drawn)
+        )
+        # Answers of 1000 paths are matched to quantiles, those of the others are not.
+        noise = 0.003 if forecaster == "engine" else 0.02
+        assert ours.mean() == pytest.approx(theirs.mean(), rel=noise)
+    for one, other in zip(closed, drawn, strict=True):
+        assert one.pit == pytest.approx(other.pit, abs=0.06)
+        assert (one.model_id, one.rung) == (other.model_id, other.rung)
+        assert {k: v.sum() for k, v in one.histogram.items()} == {
+            k: v.sum() for k, v in other.histogram.items()
+        }
 
 
 def test_every_forecaster_is_scored_on_the_same_prompts(histories, models):

@@ -165,8 +165,22 @@ def test_chunks_and_order_change_no_byte(make_market, tmp_path):
     assert load_scores(plan.scores) == whole
 
 
+@pytest.mark.parametrize("frequency", Frequency)
+def test_in_closed_form_too_chunks_and_order_change_no_byte(make_market, tmp_path, frequency):
+    options = {"closed_form": True, "baselines": ("reference", "ewma_t", "har", "oracle")}
+    whole = replayed(make_market(frequency, **options), asked(5))
+    market = make_market(frequency, work_dir=tmp_path / "other", **options)
+    plan = plan_market(market, asked(5))
+    ((moment, times),) = plan.missing.items()
+    for chunk in (times[3:], times[:1], times[1:3]):
+        replay_prompts(market, moment, chunk, QUIET)
+    assert load_scores(plan.scores) == whole
+    assert plan_market(market, asked(5)).todo == 0
+
+
 @pytest.mark.parametrize(
-    "change", ["seed", "days", "profile", "train_until", "baselines", "walk_forward"]
+    "change",
+    ["seed", "days", "profile", "train_until", "baselines", "closed_form", "walk_forward"],
 )
 def test_other_settings_have_other_files(make_market, change):
     market = make_market()
@@ -177,6 +191,7 @@ def test_other_settings_have_other_files(make_market, change):
         "profile": replace(market, settings=replace(settings, profile="2026-05")),
         "train_until": replace(market, train_until=market.train_until + 60),
         "baselines": replace(market, baselines=("reference",)),
+        "closed_form": replace(market, closed_form=True),
         "walk_forward": replace(market, train_until=None),
     }[change]
     times = np.array([last_prompt(market.history())])
