@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import orjson
@@ -394,15 +395,14 @@ def somebody_else():
         os.seteuid(0)
 
 
-def test_entries_that_are_closed_to_this_user_are_found(tmp_path):
-    folder = tmp_path / "state"
-    (folder / "bars").mkdir(parents=True)
-    (folder / "bars" / "day").touch()
-    (folder / "bars" / "day").chmod(0)
-    for place in (folder, *folder.parents[:3]):  # pytest keeps them to itself
-        place.chmod(0o777)
-    with somebody_else():
-        found = preflight.check_folder(folder, "--state-dir")
+def test_entries_that_are_closed_to_this_user_are_found():
+    with TemporaryDirectory() as name:  # pytest's own are closed to everybody else
+        folder = Path(name)
+        folder.chmod(0o777)
+        (folder / "bars").mkdir()
+        (folder / "bars" / "day").touch(mode=0)
+        with somebody_else():
+            found = preflight.check_folder(folder, "--state-dir")
     assert found.level is Verdict.FAILURE
     assert "closed to this user" in found.sentence
     assert "chown" in found.sentence
