@@ -39,7 +39,13 @@ from ledger import Ledger
 from live_market import LiveMarket
 from metrics import Metrics
 from miner_facts import EngineFacts, MarketFacts, MinerFacts
-from operator_flags import OperatorSettings, Transport, add_operator_arguments, operator_settings
+from operator_flags import (
+    OperatorSettings,
+    Transport,
+    add_operator_arguments,
+    operator_settings,
+    page_port,
+)
 from own_scores import ScoreKeeper
 from record_keeping import keeper
 from retraining import Pair, Retrainer, training_command
@@ -267,12 +273,6 @@ def main() -> int:
         log.info("stopping")
     log.info("stopped")
     return 0
-
-
-def page_port(settings: Settings, operator: OperatorSettings) -> int:
-    """Where HTTP is served: beside an axon on the same port, on the next one."""
-    shared = operator.transport is Transport.AXON and settings.port == operator.axon.port
-    return settings.port + 1 if shared and settings.port else settings.port
 
 
 def forget_states(settings: Settings) -> None:

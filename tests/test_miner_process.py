@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from argparse import ArgumentParser
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +17,6 @@ import miner
 from config import Frequency, Settings
 from domain import ForecastRequest
 from http_service import bind
-from operator_flags import add_operator_arguments, operator_settings
 from state_store import StateStore
 from wire_format import parse_iso_minute, validate_answer
 
@@ -75,22 +73,6 @@ def test_a_live_miner_without_bars_says_that_it_waits_for_them():
         "serving on http://[::1]:1 from source venue; nothing is answered before the first bars "
         "come."
     )
-
-
-def test_pages_move_aside_for_an_axon_on_the_same_port():
-    def port(port, *flags):
-        parser = ArgumentParser()
-        add_operator_arguments(parser, flags)
-        operator = operator_settings(parser.parse_args(flags))
-        return miner.page_port(Settings(port=port), operator)
-
-    axon = ("--wallet.name", "w", "--axon.port", "9000")
-    assert [port(9000), port(9000, *axon), port(9002, *axon), port(0, *axon)] == [
-        9000,
-        9001,
-        9002,
-        0,
-    ]
 
 
 def test_states_are_set_aside_and_not_deleted_when_they_are_reset(tmp_path):
