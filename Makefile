@@ -18,7 +18,7 @@ help: ## show this list
 	@echo "  PYTHON=python3.12 chooses the interpreter, VENV=DIR the environment (default .venv)."
 
 test: lint ## lint, type check and run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 demo: $(RUN_STAMP) ## train, check, replay and draw on a simulated market, about two minutes
 	$(BIN)/python demo.py
