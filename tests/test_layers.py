@@ -44,6 +44,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "simulated_market",
         "realised_spread",
         "path_checks",
+        "rehearsal_plan",
+        "rehearsal_findings",
     ),
     2: (
         "clock",
@@ -88,13 +90,17 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "axon_adapter",
         "http_service",
         "loopback_venues",
+        "rehearsed_miner",
+        "rehearsal_validators",
+        "rehearsal_traces",
+        "rehearsal_tables",
         "preflight",
         "console",
         "backtest_tables",
         "plots",
         "report",
     ),
-    5: ("train_models", "miner", "test_miner", "backtest", "import_bars", "demo"),
+    5: ("train_models", "miner", "test_miner", "backtest", "import_bars", "demo", "rehearse"),
 }
 
 # Within a layer a module imports its neighbours only as listed here, and why.
@@ -170,6 +176,12 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"realised_spread", "wire_format"}),
         "the yardstick of spreads, the digit rules of answers",
     ),
+    "rehearsal_plan": (frozenset({"wire_format"}), "answers are judged by the digit rules"),
+    "rehearsal_findings": (
+        frozenset({"rehearsal_plan"}),
+        "what was asked is part of what was found",
+    ),
+    "rehearsal_tables": (frozenset({"console"}), "tables are printed through it"),
     "chain": (frozenset({"state_store"}), "what it last knew survives a restart"),
     "axon_gate": (frozenset({"answer_desk"}), "a refusal has one status on every transport"),
     "axon_adapter": (

@@ -1,0 +1,352 @@
+"""What a rehearsal found, and whether that is good enough: bars, trainings, memory, points.
+
+Everything here is pure; `rehearse` gathers what goes in.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from scipy.stats import theilslopes
+
+from config import DAY_S, FREQUENCIES, Frequency
+from domain import Bars
+from rehearsal_plan import Fate, Pair, PairAsks
+
+# How long a due training may take to be published, with others before it, real seconds.
+TRAINING_ALLOWANCE_S: Final = 900.0
+WARM_UP_S: Final = 300.0  # after a start, while caches and histories fill
+SHORTEST_SLOPE_S: Final = 600.0  # less says nothing about an hour
+FLAT_MB_PER_HOUR: Final = 30.0
+STOP_LIMIT_S: Final = 10.0
+SCORED_SHARE: Final = 0.95  # of answers whose outcome is long known
+
+
+# ---------------------------------------------------------------- bars
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BarsFound:
+    """Stored bars of one series against what its venue served over the same time."""
+
+    feed: str
+    bar_s: int
+    served: int
+    missing: int
+    different: int  # another close
+    invented: int  # never served
+    first_missing_ts: int | None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the store holds exactly what was served, and that was something."""
+        return self.served > 0 and not (self.missing or self.different or self.invented)
+
+
+def compare_bars(stored: Bars | None, served: Bars, start: int, end: int) -> BarsFound:
+    """Compare the bars that open at or after `start` and closed by `end`."""
+    given = served.between(start, end)
+    kept = None if stored is None else stored.between(start, end)
+    kept_ts = np.empty(0, dtype=np.int64) if kept is None else kept.open_ts
+    kept_close = np.empty(0) if kept is None else kept.close
+    _, in_given, in_kept = np.intersect1d(given.open_ts, kept_ts, return_indices=True)
+    missing = np.setdiff1d(given.open_ts, kept_ts)
+    return BarsFound(
+        feed=served.feed if stored is None else stored.feed,
+        bar_s=served.bar_s,
+        served=len(given),
+        missing=len(missing),
+        different=int((given.close[in_given] != kept_close[in_kept]).sum()),
+        invented=len(kept_ts) - len(in_kept),
+        first_missing_ts=int(missing[0]) if len(missing) else None,
+    )
+
+
+# ---------------------------------------------------------------- trainings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A model set that appeared. Market times, Unix seconds."""
+
+    pair: Pair
+    seen_ts: float
+    trained_until: int
+    seconds: float | None = None  # real, of the training; None: the log does not say
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairTrainings:
+    """The trainings of one asset at one frequency."""
+
+    sets: int
+    due: int  # sets that the cadence asks for over the run
+    first_after_s: float  # market seconds from the start to the first set
+    oldest_days: float  # the greatest age that served models reached, market days
+    seconds: tuple[float, ...]  # real, of each training that the log tells of
+    on_cadence: bool  # whether nothing is later than it may be
+
+
+def judge_trainings(
+    published: Sequence[Published], pair: Pair, start: float, end: float, *, speed: float
+) -> PairTrainings:
+    """Hold the sets of a pair against its cadence.
+
+    A set is due once the former has seen no bar of the last `interval`; from then on
+    it has `TRAINING_ALLOWANCE_S` real seconds.
+    """
+    mine = sorted((entry for entry in published if entry.pair == pair), key=lambda p: p.seen_ts)
+    interval_s = FREQUENCIES[pair[1]].retrain_interval_days * DAY_S
+    allowance_s = TRAINING_ALLOWANCE_S * speed
+    until = [entry.trained_until for entry in mine]
+    replaced = [entry.seen_ts for entry in mine[1:]] + [end] * bool(mine)
+    oldest = max((late - early for late, early in zip(replaced, until, strict=True)), default=0.0)
+    first_after = mine[0].seen_ts - start if mine else end - start
+    return PairTrainings(
+        sets=len(mine),
+        due=1 + int(max(end - allowance_s - until[0], 0) // interval_s) if until else 1,
+        first_after_s=first_after,
+        oldest_days=oldest / DAY_S,
+        seconds=tuple(entry.seconds for entry in mine if entry.seconds is not None),
+        on_cadence=max(oldest - interval_s, first_after) <= allowance_s,
+    )
+
+
+# ---------------------------------------------------------------- log lines
+
+
+def read_log_line(line: str) -> dict[str, str]:
+    """The pairs of a `key=value` log line; values in quotes lose them, other text is ignored."""
+    found: dict[str, str] = {}
+    rest = line.strip()
+    while "=" in rest:
+        key, _, rest = rest.partition("=")
+        key = key.rpartition(" ")[2]
+        if rest.startswith('"'):
+            value, rest = _quoted(rest)
+        else:
+            value, _, rest = rest.partition(" ")
+        found[key] = value
+    return found
+
+
+def _quoted(text: str) -> tuple[str, str]:
+    """The string that text begins with, and what follows it."""
+    at = 1
+    while at < len(text) and text[at] != '"':
+        at += 2 if text[at] == "\\" else 1
+    return text[1:at].replace('\\"', '"').replace("\\\\", "\\"), text[at + 1 :]
+
+
+def complaints(lines: Sequence[str]) -> Counter[str]:
+    """How often the log warned of what, and of tracebacks."""
+    counted: Counter[str] = Counter()
+    for line in lines:
+        told = read_log_line(line) if "level=" in line else {}
+        if told.get("level") in {"warning", "error", "critical"}:
+            counted[f"{told['level']}: {told.get('event', '')}"] += 1
+        elif line.startswith("Traceback "):
+            counted["traceback"] += 1
+    return counted
+
+
+# ---------------------------------------------------------------- the process
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vitals:
+    """The miner's process at one moment."""
+
+    at_s: float  # real seconds since it was started
+    rss_mb: float
+    threads: int
+    handles: int  # open file descriptors
+
+
+def slope_per_hour(vitals: Sequence[Vitals]) -> float | None:
+    """Growth of memory after the warm-up, MB an hour; None if there is too little to tell.
+
+    The median of the slopes between all moments: single peaks change nothing.
+    Source: Theil (1950), Sen (1968).
+    """
+    warm = [entry for entry in vitals if entry.at_s >= WARM_UP_S]
+    if len(warm) < 2 or warm[-1].at_s - warm[0].at_s < SHORTEST_SLOPE_S:
+        return None
+    every = max(1, len(warm) // 500)  # the slopes of all pairs are looked at
+    thin = warm[::every]
+    found = theilslopes([entry.rss_mb for entry in thin], [entry.at_s for entry in thin])
+    return 3600 * float(found[0])
+
+
+# ---------------------------------------------------------------- the restart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restart:
+    """The stop and the start in the middle."""
+
+    exit_code: int | None
+    stopped_after_s: float
+    first_answer_after_s: float | None  # from the start to the first valid answer; None: never
+    compared: int  # answers that were asked before and after
+    different: tuple[str, ...]  # which of them had other bytes
+    states_carried_on: int = 0  # states at the end that follow exactly from those at the stop
+    states_astray: tuple[str, ...] = ()  # those that do not
+    skipped: int = 0  # prompts that fell into the pause and were not asked
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether it went on as if nothing had been."""
+        return (
+            self.exit_code == 0
+            and self.stopped_after_s <= STOP_LIMIT_S
+            and self.first_answer_after_s is not None
+            and self.compared > 0
+            and not self.different
+            and not self.states_astray
+        )
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairScores:
+    """Own scores in the ledger of one asset at one frequency."""
+
+    matured: int  # answers whose outcome is long known
+    scored: int  # of all answers
+    mean_bp: float | None  # of their scores, lower is better
+    ratio: float | None  # to `ewma_t` on the same prompts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """All that a rehearsal found; what is empty was not looked at."""
+
+    pairs: tuple[Pair, ...]
+    market_days: float  # that were rehearsed
+    complete: bool  # False: it was ended before its time
+    bars: Mapping[str, Sequence[BarsFound]] = field(default_factory=dict)  # by asset
+    trainings: Mapping[Pair, PairTrainings] = field(default_factory=dict)
+    asks: Mapping[Pair, PairAsks] = field(default_factory=dict)
+    scores: Mapping[Pair, PairScores] = field(default_factory=dict)
+    lives: Sequence[Sequence[Vitals]] = ()  # one entry per start
+    restart: Restart | None = None
+    exit_code: int | None = None  # of the last stop
+    stopped_after_s: float | None = None
+    left_behind: int = 0  # processes that outlived the miner
+    log: Mapping[str, int] = field(default_factory=dict)  # complaints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One thing that must hold; `held` None: the rehearsal was too short to tell."""
+
+    name: str
+    held: bool | None
+    detail: str
+
+
+def judge(found: Findings) -> tuple[Point, ...]:
+    """Every point of acceptance."""
+    return (
+        Point(
+            name="ran to its end",
+            held=found.complete,
+            detail=f"{found.market_days:.2f} market days",
+        ),
+        _bars_point(found),
+        _trainings_point(found),
+        _asks_point(found),
+        _scores_point(found),
+        _memory_point(found),
+        _restart_point(found),
+        Point(
+            name="nothing left behind",
+            held=found.exit_code == 0
+            and found.left_behind == 0
+            and (found.stopped_after_s or 0.0) <= STOP_LIMIT_S,
+            detail=f"exit code {found.exit_code}, {found.left_behind} processes outlived it",
+        ),
+        Point(
+            name="no fault in the log",
+            held="traceback" not in found.log,
+            detail=f"{found.log.get('traceback', 0)} tracebacks",
+        ),
+    )
+
+
+def passed(points: Sequence[Point]) -> bool:
+    """Whether nothing failed; what could not be told does not fail."""
+    return all(point.held is not False for point in points)
+
+
+def _bars_point(found: Findings) -> Point:
+    series = [entry for entries in found.bars.values() for entry in entries]
+    lacking = sum(entry.missing for entry in series)
+    wrong = sum(entry.different + entry.invented for entry in series)
+    return Point(
+        name="bars collected without a gap",
+        held=bool(series) and all(entry.is_whole for entry in series),
+        detail=f"{sum(entry.served for entry in series)} bars, {lacking} missing, {wrong} wrong",
+    )
+
+
+def _trainings_point(found: Findings) -> Point:
+    late = [name_of(pair) for pair, entry in found.trainings.items() if not entry.on_cadence]
+    sets = sum(entry.sets for entry in found.trainings.values())
+    detail = f"{sets} sets" + (f"; late: {', '.join(late)}" if late else "")
+    held = False if late else True if sets else None
+    return Point(name="retrained on cadence", held=held, detail=detail)
+
+
+def _asks_point(found: Findings) -> Point:
+    asks = sum(entry.asks for entry in found.asks.values())
+    good = sum(entry.fates[Fate.IN_TIME] for entry in found.asks.values())
+    differ = sum(entry.disagreements for entry in found.asks.values())
+    silent = set(found.pairs) - found.asks.keys()
+    return Point(
+        name="every prompt answered in time and valid",
+        held=not silent and all(entry.is_clean for entry in found.asks.values()),
+        detail=f"{good} of {asks} asks; {differ} prompts answered differently to different callers",
+    )
+
+
+def _scores_point(found: Findings) -> Point:
+    matured = sum(entry.matured for entry in found.scores.values())
+    scored = sum(entry.scored for entry in found.scores.values())
+    enough = [entry.scored >= SCORED_SHARE * entry.matured for entry in found.scores.values()]
+    return Point(
+        name="own scores in the ledger",
+        held=all(enough) if matured else None,
+        detail=f"{scored} of {matured} answers that had come out",
+    )
+
+
+def _memory_point(found: Findings) -> Point:
+    slopes = [slope for life in found.lives if (slope := slope_per_hour(life)) is not None]
+    return Point(
+        name="memory flat",
+        held=max(slopes) <= FLAT_MB_PER_HOUR if slopes else None,
+        detail=", ".join(f"{slope:+.1f} MB/h" for slope in slopes) or "too short to tell",
+    )
+
+
+def _restart_point(found: Findings) -> Point:
+    done = found.restart
+    if done is None:
+        return Point(name="clean restart", held=None, detail="there was none")
+    return Point(
+        name="clean restart, identical continuation",
+        held=done.is_clean,
+        detail=f"exit code {done.exit_code} after {done.stopped_after_s:.1f} s, "
+        f"{done.compared - len(done.different)} of {done.compared} answers the same",
+    )
+
+
+def name_of(pair: tuple[str, Frequency]) -> str:
+    """A pair as tables call it."""
+    return f"{pair[0]} {pair[1].value}"

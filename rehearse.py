@@ -1,0 +1,568 @@
+"""The dress rehearsal: the real miner through recorded days, at many times their speed.
+
+    python rehearse.py --archive-dir bars --asset BTC --asset ETH --asset XAU --speed 60 --days 2
+    python rehearse.py --archive-dir bars --asset BTC --speed 60 --days 0.25 --report rehearsal.json
+
+All venues are served on loopback from recorded one-minute bars, `miner.py` runs as a
+process of its own against them, and validators ask at the official cadence. In the
+middle the miner is stopped and started again. What was collected, trained, answered,
+scored and used is then held against what must hold; exit code 0 says that it did.
+
+Market time runs at `--speed`; deadlines, trainings and timeouts take real seconds.
+"""
+
+import json
+import shutil
+import signal
+import time
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import numpy as np
+import orjson
+import requests
+from rich.progress import Progress, TaskID
+
+from bar_cleaning import MINUTE_S, bars_from_minutes
+from bar_store import BarStore
+from clock import RehearsalClock
+from collector import Series, scored_series
+from config import DAY_S, HISTORY_DAYS, Settings, feed_plans, protocol_profile
+from console import (
+    EXIT_INTERRUPTED,
+    add_asset_argument,
+    moment,
+    note,
+    progress,
+    run_script,
+    script_parser,
+)
+from data_fetcher import ArchiveSource
+from domain import Bars
+from errors import ConfigError, MinerError
+from loopback_venues import serve_venues
+from market_view import MarketState
+from rehearsal_findings import (
+    BarsFound,
+    Findings,
+    Restart,
+    compare_bars,
+    complaints,
+    judge,
+    judge_trainings,
+    name_of,
+    passed,
+)
+from rehearsal_plan import (
+    Fate,
+    Pair,
+    Prompt,
+    asked_pairs,
+    official_cadence,
+    request_body,
+    tally,
+    usual_request,
+)
+from rehearsal_tables import print_findings, write_report
+from rehearsal_traces import (
+    SetWatch,
+    read_scores,
+    read_states,
+    states_carried_on,
+    with_seconds,
+)
+from rehearsal_validators import Validators
+from rehearsed_miner import RehearsedMiner, log_lines
+from wire_format import format_iso
+
+PROFILE: Final = "2026-09"
+SOURCE: Final = "venue"
+SEED: Final = 0
+MARK: Final = "rehearsal.toml"  # the miner's settings; also says whose folder it is
+SPARE_DAYS: Final = 1.0  # of bars after the last prompt, for a slow start and the last scores
+
+READY_LIMIT_S: Final = 900.0  # real, until the miner can answer for every asset
+TAIL_S: Final = 10.0  # real, after the last answer: the last scores are written
+LAG_S: Final = 5.0  # real, that the newest bar may be behind at the end
+KEPT_AFTER_S: Final = 60.0  # real; what venues drop within that of the start is not expected
+# Answers to moments of the past must be the same after a restart: so long before it,
+# in market time, and the real seconds in which their bars had come.
+CONTROL_AGES_S: Final = (0, 6 * 3600)
+SETTLED_S: Final = 15.0
+SCORES_LAG_S: Final = 30.0  # real, in which a matured answer is scored
+
+
+# ---------------------------------------------------------------- what is rehearsed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """What to rehearse. Times are market time, Unix seconds."""
+
+    assets: tuple[str, ...]
+    bars: Mapping[str, Bars]
+    start: int
+    days: float
+    speed: float
+    restart_at: float  # share of the days; 0: no restart
+    history_days: float
+    jobs: int | None
+    work_dir: Path
+
+    @property
+    def state_dir(self) -> Path:
+        """Of the miner."""
+        return self.work_dir / "state"
+
+    @property
+    def model_dir(self) -> Path:
+        """Of the miner."""
+        return self.work_dir / "models"
+
+    @property
+    def log_file(self) -> Path:
+        """Of the miner, all its lives."""
+        return self.work_dir / "miner.log"
+
+    @property
+    def config_file(self) -> Path:
+        """The miner's settings."""
+        return self.work_dir / MARK
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """What validators ask of the assets."""
+        return asked_pairs(protocol_profile(PROFILE), self.assets)
+
+
+def write_settings(script: Script, clock: RehearsalClock, urls: Mapping[str, str]) -> Settings:
+    """Write the miner's settings file; returns the same settings."""
+    values: dict[str, Any] = {
+        "source": SOURCE,
+        "profile": PROFILE,
+        "state_dir": str(script.state_dir),
+        "model_dir": str(script.model_dir),
+        "served_assets": list(script.assets),
+        "days": script.history_days,
+        "rehearsal": str(clock),
+        "port": 0,
+        **urls,
+    } | ({} if script.jobs is None else {"jobs": script.jobs})
+    # What JSON writes of text, numbers and lists is TOML as well.
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()]
+    script.config_file.write_text("".join(lines), encoding="utf-8")
+    folders = {"state_dir": script.state_dir, "model_dir": script.model_dir}
+    return Settings(**values | folders | {"served_assets": script.assets})
+
+
+# ---------------------------------------------------------------- the rehearsal
+
+
+@dataclass(eq=False)
+class Rehearsal:
+    """One rehearsal under way; `run` may be interrupted, `end` always follows."""
+
+    script: Script
+    settings: Settings
+    clock: RehearsalClock
+    watch: SetWatch
+    validators: Validators = field(default_factory=Validators)
+    lives: list[RehearsedMiner] = field(default_factory=list)
+    began: float = 0.0  # market time of the first prompt
+    ended: float = 0.0  # and when the miner was told to stop at last
+    complete: bool = False
+    restart: Restart | None = None
+    exit_code: int | None = None
+    stopped_after_s: float | None = None
+    left_behind: int = 0
+    _states: dict[Pair, MarketState] = field(default_factory=dict)  # at the restart
+
+    @property
+    def miner(self) -> RehearsedMiner:
+        """The life under way, or the last one."""
+        return self.lives[-1]
+
+    # -- the course of it
+
+    def run(self, bars: Progress) -> None:
+        """Start, ask for the days, restart in the middle, wait for the last scores."""
+        line = bars.add_task("starting", total=None)
+        self.watch.start()
+        self._begin_life()
+        self._wait_until_ready()
+        self.began = self.clock.now()
+        end = self.began + self.script.days * DAY_S
+        profile = protocol_profile(PROFILE)
+        prompts = official_cadence(profile, self.script.assets, self.began, end, seed=SEED)
+        bars.update(line, description="prompts", total=len(prompts))
+        self._ask_all(prompts, bars, line)
+        self.validators.wait(120)
+        self._rest(TAIL_S)
+        self.complete = True
+
+    def _ask_all(self, prompts: Sequence[Prompt], bars: Progress, line: TaskID) -> None:
+        share = self.script.restart_at
+        restart_ts = self.began + share * self.script.days * DAY_S if share else np.inf
+        resumed = self.began
+        for prompt in prompts:
+            if prompt.asked_ts >= restart_ts:
+                self._restart_miner(bars, line)
+                restart_ts, resumed = np.inf, self.clock.now()
+            if prompt.asked_ts >= resumed:
+                self._rest((prompt.asked_ts - self.clock.now()) / self.script.speed)
+                self.validators.ask(self.miner.url, prompt)
+            bars.advance(line)
+        asked_from = [prompt for prompt in prompts if prompt.asked_ts < resumed]
+        if self.restart is not None:
+            before = self.began + share * self.script.days * DAY_S
+            skipped = sum(prompt.asked_ts >= before for prompt in asked_from)
+            self.restart = replace(self.restart, skipped=skipped)
+
+    def _begin_life(self) -> None:
+        # Known before it runs, so that an interrupt finds it.
+        self.lives.append(RehearsedMiner(self.script.config_file, self.script.log_file, SOURCE))
+        self.miner.start()
+        self.miner.wait_until_serving()
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + READY_LIMIT_S
+        while time.monotonic() < deadline:
+            health = self.miner.health() or {}
+            if health.get("ready") and set(self.script.assets) <= set(health.get("assets", ())):
+                return
+            self._rest(0.2)
+        raise MinerError(
+            f"the miner was not ready for {', '.join(self.script.assets)} within "
+            f"{READY_LIMIT_S:.0f} s; read its log {self.script.log_file}."
+        )
+
+    def _rest(self, seconds: float) -> None:
+        """Real seconds, unless the miner ends by itself. Raises: MinerError."""
+        until = time.monotonic() + seconds
+        while True:
+            if not self.miner.is_running:
+                raise MinerError(f"the miner ended by itself; read its log {self.script.log_file}.")
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(min(left, 1.0))
+
+    # -- the restart
+
+    def _restart_miner(self, bars: Progress, line: TaskID) -> None:
+        """Stop and start it; answers to moments of the past must stay the same."""
+        bars.update(line, description="restarting")
+        self.validators.wait(120)
+        now = self.clock.now() - SETTLED_S * self.script.speed
+        origins = [int(now - age) // 60 * 60 for age in CONTROL_AGES_S]
+        controls = [(pair, origin) for pair in self.script.pairs for origin in origins]
+        before = {control: self._control(*control) for control in controls}
+        code, seconds = self.miner.stop()
+        self.left_behind += self.miner.end()
+        self._states = read_states(self.settings, self.script.pairs)
+        self._begin_life()
+        first = self._first_answer(controls[0])
+        after = {control: self._control(*control) for control in controls}
+        comparable = [
+            control for control in controls if is_comparable(before[control], after[control])
+        ]
+        self.restart = Restart(
+            exit_code=code,
+            stopped_after_s=seconds,
+            first_answer_after_s=first,
+            compared=len(comparable),
+            different=tuple(
+                f"{name_of(pair)} at {format_iso(origin)}"
+                for pair, origin in comparable
+                if before[pair, origin] != after[pair, origin]
+            ),
+        )
+        bars.update(line, description="prompts")
+
+    def _control(self, pair: Pair, origin: int) -> bytes | None:
+        """The answer to the usual request from a moment of the past; None if there is none."""
+        body = request_body(usual_request(*pair, origin)) | {"origin": format_iso(origin)}
+        try:
+            response = requests.post(f"{self.miner.url}/predict", json=body, timeout=60)
+        except requests.RequestException:
+            return None
+        return response.content if response.status_code == requests.codes.ok else None
+
+    def _first_answer(self, control: tuple[Pair, int]) -> float | None:
+        deadline = self.miner.began + READY_LIMIT_S
+        while time.monotonic() < deadline:
+            if self._control(*control) is not None:
+                return time.monotonic() - self.miner.began
+            self._rest(0.05)
+        return None
+
+    # -- the end of it
+
+    def end(self) -> None:
+        """Stop everything; nothing outlives this."""
+        self.validators.close()
+        if self.lives:
+            self.ended = self.clock.now()
+            self.exit_code, self.stopped_after_s = self.miner.stop()
+            for life in self.lives:
+                self.left_behind += life.end()
+            self.watch.stop()
+
+    def findings(self) -> Findings:
+        """What there is to see after the end."""
+        restart = self.restart
+        if restart is not None:
+            carried, astray = states_carried_on(self.settings, self._states)
+            restart = replace(restart, states_carried_on=carried, states_astray=astray)
+        lines = log_lines(self.script.log_file)
+        start = float(self.script.start)
+        return Findings(
+            pairs=tuple(self.script.pairs),
+            market_days=max(self.ended - self.began, 0.0) / DAY_S if self.began else 0.0,
+            complete=self.complete,
+            bars={asset: self._bars_of(asset) for asset in self.script.assets},
+            trainings={
+                pair: judge_trainings(
+                    with_seconds(self.watch.published, lines),
+                    pair,
+                    start,
+                    self.ended,
+                    speed=self.script.speed,
+                )
+                for pair in self.script.pairs
+            },
+            asks=tally(self.validators.asks),
+            scores=read_scores(
+                self.script.state_dir,
+                self.script.pairs,
+                self.ended - 600 - SCORES_LAG_S * self.script.speed,
+            ),
+            lives=tuple(tuple(life.vitals) for life in self.lives),
+            restart=restart,
+            exit_code=self.exit_code,
+            stopped_after_s=self.stopped_after_s,
+            left_behind=self.left_behind,
+            log=complaints(lines),
+        )
+
+    def _bars_of(self, asset: str) -> list[BarsFound]:
+        plan = feed_plans(SOURCE, protocol_profile(PROFILE))[asset]
+        store = BarStore(self.script.state_dir)
+        return [self._series_found(series, store) for series in scored_series(plan)]
+
+    def _series_found(self, series: Series, store: BarStore) -> BarsFound:
+        served = self.script.bars[series.asset]
+        if series.bar_s != MINUTE_S:
+            served = bars_from_minutes(served, bar_s=series.bar_s)
+        early = int(self.script.start + KEPT_AFTER_S * self.script.speed)
+        first = series.oldest(early, self.script.history_days)
+        end = int(self.ended - LAG_S * self.script.speed)
+        return compare_bars(store.load(*series.key), served, first, end)
+
+
+def is_comparable(before: bytes | None, after: bytes | None) -> bool:
+    """Whether two answers should be the same: not if a new model set came in between."""
+    if before is None or after is None:
+        return before is not None  # one that is not given again is another one
+    return bool(_model_of(before) == _model_of(after))
+
+
+def _model_of(answer: bytes) -> Any:
+    return orjson.loads(answer)["model_version"]
+
+
+# ---------------------------------------------------------------- the script
+
+
+def main() -> int:
+    """Rehearse. Returns the exit code: 0 if everything held."""
+    args = _arguments()
+    script = read_script(args)
+    own_folder(script)
+    signal.signal(signal.SIGTERM, _interrupt)
+    interrupted = False
+    with _rehearsal(script) as rehearsal:
+        try:
+            with progress() as bars:
+                rehearsal.run(bars)
+        except KeyboardInterrupt:
+            interrupted = True
+            note("interrupted; stopping the miner.")
+        except MinerError as error:
+            note(str(error))
+    found = rehearsal.findings()
+    points = judge(found)
+    print_findings(found, points)
+    if args.report is not None:
+        about = {
+            "assets": script.assets,
+            "start": format_iso(script.start),
+            "days": script.days,
+            "speed": script.speed,
+            "history_days": script.history_days,
+        }
+        write_report(args.report, found, points, about)
+    for ask in [ask for ask in rehearsal.validators.asks if ask.fate is not Fate.IN_TIME][:10]:
+        note(
+            f"{name_of(ask.prompt.pair)}: {ask.fate.value} after {ask.seconds:.2f} s: {ask.reason}"
+        )
+    if interrupted:
+        return EXIT_INTERRUPTED
+    return 0 if passed(points) else 1
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _rehearsal(script: Script) -> Iterator[Rehearsal]:
+    """Venues and a rehearsal that is ended with the block, come what may."""
+    clock = RehearsalClock(start=script.start, origin=time.time(), speed=script.speed)
+    with serve_venues(script.bars, clock) as venues:
+        settings = write_settings(script, clock, venues.urls)
+        watch = SetWatch(script.model_dir, script.pairs, clock)
+        rehearsal = Rehearsal(script=script, settings=settings, clock=clock, watch=watch)
+        try:
+            yield rehearsal
+        finally:
+            # A second Ctrl-C must not leave the miner behind.
+            former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            rehearsal.end()
+            signal.signal(signal.SIGINT, former)
+
+
+def own_folder(script: Script) -> None:
+    """Make the work folder anew. Raises: ConfigError if it holds anything but a rehearsal."""
+    folder = script.work_dir
+    if folder.is_dir() and any(folder.iterdir()):
+        if not script.config_file.exists():
+            raise ConfigError(
+                f"--work-dir {folder} holds other files than a rehearsal's; name a new folder."
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def read_script(args: Namespace) -> Script:
+    """The script that the flags describe, with its bars. Raises: ConfigError, DataError."""
+    assets = tuple(dict.fromkeys(args.assets)) or ("BTC", "ETH", "XAU")
+    if not asked_pairs(protocol_profile(PROFILE), assets):
+        raise ConfigError(f"no validator asks {', '.join(assets)} under profile {PROFILE}.")
+    source = ArchiveSource(args.archive_dir)
+    bars = {asset: source.load_bars(asset, MINUTE_S)[0] for asset in _with_minutes(assets, source)}
+    first = max(entry.open_ts[0] for entry in bars.values())
+    last = min(entry.end_ts for entry in bars.values())
+    latest = last - (args.days + min(args.days, SPARE_DAYS)) * DAY_S
+    start = args.start if args.start is not None else int(latest // DAY_S * DAY_S)
+    if not first + DAY_S <= start <= latest:
+        raise ConfigError(
+            f"start {format_iso(start)} is out of range: the bars of {', '.join(assets)} last from "
+            f"{format_iso(int(first))} to {format_iso(last)}, and {args.days:g} days and some "
+            "spare must follow; choose another --start or fewer --days."
+        )
+    return Script(
+        assets=assets,
+        bars=bars,
+        start=start,
+        days=args.days,
+        speed=args.speed,
+        restart_at=args.restart_at,
+        history_days=float(min(args.history, (start - first) / DAY_S)),
+        jobs=args.jobs,
+        work_dir=args.work_dir.resolve(),
+    )
+
+
+def _with_minutes(assets: Sequence[str], source: ArchiveSource) -> Sequence[str]:
+    lacking = [asset for asset in assets if (asset, MINUTE_S) not in source.series()]
+    if lacking:
+        raise ConfigError(
+            f"the archive has no one-minute bars of {', '.join(lacking)}; rehearse other assets."
+        )
+    return assets
+
+
+def _arguments() -> Namespace:
+    parser = script_parser(
+        "Run the real miner through recorded days on loopback, faster than they were.",
+        examples=[
+            "python rehearse.py --archive-dir bars --asset BTC --asset ETH --asset XAU",
+            "python rehearse.py --archive-dir bars --asset BTC --days 0.25 --report rehearsal.json",
+        ],
+    )
+    add_asset_argument(parser, default="BTC, ETH and XAU")
+    parser.add_argument(
+        "--archive-dir", metavar="DIR", type=Path, required=True, help="folder of one-minute bars"
+    )
+    parser.add_argument(
+        "--speed",
+        metavar="X",
+        type=_above_zero,
+        default=60.0,
+        help="market seconds per real second (default: 60)",
+    )
+    parser.add_argument(
+        "--days",
+        metavar="N",
+        type=_above_zero,
+        default=2.0,
+        help="market days in which prompts are asked (default: 2)",
+    )
+    parser.add_argument(
+        "--start",
+        metavar="TIME",
+        type=moment,
+        help="market time at which the miner is started, ISO 8601 "
+        "(default: the last midnight that leaves enough bars)",
+    )
+    parser.add_argument(
+        "--history",
+        metavar="DAYS",
+        type=_above_zero,
+        default=float(HISTORY_DAYS),
+        help="most days of history that are back-filled and trained on "
+        f"(default: {HISTORY_DAYS}, or what the archive has before the start)",
+    )
+    parser.add_argument(
+        "--restart-at",
+        metavar="SHARE",
+        type=_share,
+        default=0.5,
+        help="restart the miner after this share of the days, 0 for never (default: 0.5)",
+    )
+    parser.add_argument(
+        "--jobs", metavar="N", type=int, help="processes of a training (default: one per core)"
+    )
+    parser.add_argument(
+        "--work-dir",
+        metavar="DIR",
+        type=Path,
+        default=Path("build/rehearsal"),
+        help="folder of the rehearsed miner, made anew (default: build/rehearsal)",
+    )
+    parser.add_argument("--report", metavar="FILE", type=Path, help="write all findings as JSON")
+    return parser.parse_args()
+
+
+def _above_zero(text: str) -> float:
+    value = float(text)
+    if not 0 < value < np.inf:
+        raise ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise ArgumentTypeError(f"{text} is not within 0 and 1")
+    return value
+
+
+if __name__ == "__main__":
+    run_script(main)
