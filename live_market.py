@@ -6,11 +6,11 @@
         market.poll()       # every few seconds
         market.backfill()   # at the start, then now and then
 
-Nothing here raises for a feed that cannot be reached: that is logged once and
-told by `warnings`.
+A feed that cannot be reached raises nothing: that is logged once and told by
+`warnings`. Scripts that need it insist by `require_scored`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import Event
 from types import TracebackType
@@ -18,10 +18,11 @@ from typing import Self
 
 from bar_store import BarStore
 from clock import open_clock
-from collector import Collected, Collector
-from config import Settings, Venue
+from collector import Collected, Collector, Progress
+from config import FeedPlan, Settings, Venue
 from data_fetcher import LiveSource
 from domain import PriceQuote
+from errors import SourceUnavailable
 from feeds import Feed, open_feeds
 from price_board import PriceBoard, PricePoller
 from quarantine import Quarantine
@@ -34,21 +35,26 @@ class LiveMarket:
     prices: PriceBoard
     collector: Collector
     poller: PricePoller
+    _plans: Mapping[str, FeedPlan]
     _feeds: Mapping[Venue, Feed]
     _stop: Event
     has_past: bool = False  # whether the past was fetched as far as feeds would give it
 
     @classmethod
-    def open(cls, settings: Settings, source: LiveSource) -> Self:
-        """Clients and collector of the source's assets; calls no host yet."""
+    def open(
+        cls, settings: Settings, source: LiveSource, assets: Sequence[str] | None = None
+    ) -> Self:
+        """Clients and collector of the assets (all of the source); calls no host yet."""
+        plans = {asset: source.plans[asset] for asset in assets or source.plans}
         clock, stop = open_clock(settings), Event()
         feeds = open_feeds(settings, clock, sleep=stop.wait)
-        prices = PriceBoard(source.plans)
+        prices = PriceBoard(plans)
         store, quarantine = BarStore(settings.state_dir), Quarantine(settings.state_dir)
         return cls(
             prices=prices,
-            collector=Collector(source.plans, feeds, store, quarantine, clock, days=settings.days),
-            poller=PricePoller(source.plans, feeds, prices, clock),
+            collector=Collector(plans, feeds, store, quarantine, clock, days=settings.days),
+            poller=PricePoller(plans, feeds, prices, clock),
+            _plans=plans,
             _feeds=feeds,
             _stop=stop,
         )
@@ -74,11 +80,21 @@ class LiveMarket:
         """Append what closed since, and repair what is missing of the last day."""
         return self.collector.collect()
 
-    def backfill(self) -> Collected:
+    def backfill(self, progress: Progress = lambda _done, _total, _what: None) -> Collected:
         """Fetch what is missing of the past; `has_past` after a round that was not cut short."""
-        done = self.collector.backfill(stop=self._stop)
+        done = self.collector.backfill(progress=progress, stop=self._stop)
         self.has_past = self.has_past or not self._stop.is_set()
         return done
+
+    def require_scored(self, done: Collected) -> None:
+        """Insist that the scored feeds gave what they were asked for.
+
+        Raises: SourceUnavailable with the first failing feed's own sentence.
+        """
+        for plan in self._plans.values():
+            failure = done.failures.get(plan.scored.name)
+            if failure is not None:
+                raise SourceUnavailable(failure)
 
     def poll(self) -> None:
         """Ask the feeds for their prices."""

@@ -30,6 +30,7 @@ from uncertainty_engine import blend_ridge, bucket_design, fit_log_linear
 POOL_HISTORY_DAYS: Final = {Frequency.HF: 120.0, Frequency.LF: 365.0}
 LONGEST_DAYS: Final = 120.0  # of bars, by which an asset counts at most
 ROWS: Final = 20_000  # base times per asset
+LEAST_ASSETS: Final = 2
 DRAWS: Final = 3  # lead buckets drawn per base time
 
 
@@ -61,10 +62,11 @@ def fit_pooled_prior(
 ) -> PooledPrior | None:
     """Blend and clocks of all the assets together, from bars that closed by `until`.
 
-    The histories are of one frequency. None if no asset has enough bars by then.
+    The histories are of one frequency. None if fewer than two assets have enough bars
+    by then: a market that leaned on itself would trust its own few days.
     """
     parts = [part for history in histories if (part := _part(history, until, events)) is not None]
-    if not parts:
+    if len(parts) < LEAST_ASSETS:
         return None
     frequency = histories[0].frequency
     spec = FREQUENCIES[frequency]

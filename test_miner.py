@@ -44,10 +44,11 @@ from console import (
     settings_from,
     table,
 )
-from data_fetcher import open_source
+from data_fetcher import LiveSource, open_source
 from domain import Forecast, ForecastRequest, MarketHistory
 from errors import InvalidAnswer, ModelError
 from forecast_engine import ForecastEngine
+from live_market import LiveMarket
 from operator_flags import add_operator_arguments, operator_settings
 from path_checks import CheckResult, Verdict, check_forecast, check_level, spread_miss
 from plots import fan_chart, save_figure
@@ -111,7 +112,10 @@ def main() -> int:
     if args.preflight:
         return run_preflight(settings, args)
     configure_logging("warning")
-    engine = ForecastEngine.open(open_source(settings), settings)
+    source = open_source(settings)
+    if isinstance(source, LiveSource):
+        _bring_up(source, settings, args.assets)
+    engine = ForecastEngine.open(source, settings)
     pairs = chosen_pairs(engine, args.assets, settings)
     with progress() as bar:
         examined = [
@@ -122,6 +126,12 @@ def main() -> int:
     if args.plot is not None:
         draw(examined, args.plot)
     return int(any(entry.worst.verdict is Verdict.FAILURE for entry in examined))
+
+
+def _bring_up(source: LiveSource, settings: Settings, assets: list[str]) -> None:
+    """Fetch the last day's bars that are missing. Raises: SourceUnavailable."""
+    with LiveMarket.open(settings, source, assets) as market:
+        market.require_scored(market.collect())
 
 
 def run_preflight(settings: Settings, args: Namespace) -> int:

@@ -17,15 +17,10 @@ import signal
 from argparse import ArgumentParser, Namespace
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
 from dataclasses import dataclass
-from threading import Event
 from typing import Any, Final
 
 from bar_cleaning import summarise_set_aside
-from bar_store import BarStore
-from clock import open_clock
-from collector import Collector
 from config import ASSETS, Frequency, Settings, protocol_profile
 from console import (
     Events,
@@ -42,12 +37,11 @@ from console import (
     table,
 )
 from data_fetcher import BarSource, LiveSource, open_source
-from errors import DataError, MinerError, SourceUnavailable
-from feeds import open_feeds
+from errors import DataError, MinerError
 from lgbm_trainer import LeadReport, TrainingResult, fit_window, progress_steps, train
+from live_market import LiveMarket
 from model_store import publish_set
 from pool_store import histories_of, pooled_priors
-from quarantine import Quarantine
 from state_store import locked
 
 POOL_FOLDER: Final = "pool"  # beside the sets of the assets
@@ -139,27 +133,13 @@ def collect_bars(source: LiveSource, settings: Settings, assets: list[str]) -> N
     Raises: SourceUnavailable if a scored feed fails. A feed that only adds history
     may: its absence is named.
     """
-    clock, stop = open_clock(settings), Event()
-    feeds = open_feeds(settings, clock, sleep=stop.wait)
-    with ExitStack() as opened:
-        for feed in feeds.values():
-            opened.callback(feed.close)
-        collector = Collector(
-            {asset: source.plans[asset] for asset in assets},
-            feeds,
-            BarStore(settings.state_dir),
-            Quarantine(settings.state_dir),
-            clock,
-            days=settings.days,
-        )
-        scored = {source.plans[asset].scored.name for asset in assets}
+    with LiveMarket.open(settings, source, assets) as market:
         with showing_days() as progress:
-            failures = collector.backfill(progress=progress, stop=stop).failures
-        if not scored & failures.keys():
-            failures |= collector.collect().failures
-    for name in scored & failures.keys():
-        raise SourceUnavailable(failures[name])
-    for sentence in dict.fromkeys(failures.values()):
+            done = market.backfill(progress)
+        market.require_scored(done)
+        done.add(market.collect())
+        market.require_scored(done)
+    for sentence in dict.fromkeys(done.failures.values()):
         note(sentence)
 
 

@@ -54,18 +54,24 @@ def test_bars_after_the_moment_change_no_byte():
 
 def test_an_asset_without_enough_bars_takes_no_part():
     young = market("XAU", days=2.0)
-    prior = pool([market("BTC"), young])
-    assert prior.assets == ("BTC",)
+    prior = pool([market("BTC"), market("ETH"), young])
+    assert prior.assets == ("BTC", "ETH")
     assert prior.profiles.keys() == {MarketHours.CONTINUOUS}
-    assert fit_pooled_prior([young], END, ()) is None
-    assert fit_pooled_prior([market("BTC")], END - 100 * DAY_S, ()) is None
+
+
+def test_a_market_alone_is_no_pool():
+    both = [market("BTC"), market("ETH")]
+    assert fit_pooled_prior(both[:1], END, ()) is None
+    assert fit_pooled_prior([market("BTC"), market("XAU", days=2.0)], END, ()) is None
+    assert fit_pooled_prior(both, END - 100 * DAY_S, ()) is None
 
 
 def test_a_longer_history_counts_more():
     sizes = [name for name in feature_names(LF)[0] if name.startswith("log_size_")]
     column = feature_names(LF)[0].index(sizes[0])
     loud, calm = market("BTC"), market("ETH", days=10.0)
-    centres = [pool(parts).blend[0].centre[column] for parts in ([loud], [calm], [loud, calm])]
+    mixes = ([loud, loud], [calm, calm], [loud, calm])
+    centres = [pool(parts).blend[0].centre[column] for parts in mixes]
     share = (centres[2] - centres[0]) / (centres[1] - centres[0])
     assert share == pytest.approx(10 / 50, abs=0.01)
 

@@ -13,6 +13,7 @@ import pytest
 
 from config import Frequency, Settings
 from data_fetcher import SimulatedSource
+from errors import SourceUnavailable
 from forecast_engine import ForecastEngine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,3 +154,14 @@ def test_the_same_seed_finds_the_same(monkeypatch, capsys):
     engine = ForecastEngine.open(source(), settings)
     first, second = (script().examine(engine, *BTC_HF, settings) for _ in range(2))
     assert first.results == second.results
+
+
+def test_an_unreachable_feed_stops_the_check_with_its_sentence(monkeypatch, tmp_path):
+    nowhere = "http://127.0.0.1:1"
+    names = ("binance", "hyperliquid", "pyth_history", "pyth_router", "pyth_latest")
+    config = tmp_path / "nowhere.toml"
+    config.write_text("".join(f'{name}_url = "{nowhere}"\n' for name in names))
+    arguments = ["--source", "venue", "--asset", "BTC", "--config", str(config)]
+    monkeypatch.setattr(sys, "argv", ["test_miner.py", *arguments])
+    with pytest.raises(SourceUnavailable, match=r"binance at http://127\.0\.0\.1:1 cannot be"):
+        script().main()
