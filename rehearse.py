@@ -87,7 +87,7 @@ MARK: Final = "rehearsal.toml"  # the miner's settings; also says whose folder i
 SPARE_DAYS: Final = 1.0  # of bars after the last prompt, for a slow start and the last scores
 
 READY_LIMIT_S: Final = 900.0  # real, until the miner can answer for every asset
-TAIL_S: Final = 10.0  # real, after the last answer: the last scores are written
+TAIL_S: Final = 5.0  # real, after the last answer: the last scores are written
 LAG_S: Final = 5.0  # real, that the newest bar may be behind at the end
 KEPT_AFTER_S: Final = 60.0  # real; what venues drop within that of the start is not expected
 # Answers to moments of the past must be the same after a restart: so long before it,
@@ -384,7 +384,8 @@ def main() -> int:
     args = _arguments()
     script = read_script(args)
     own_folder(script)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal was closed
+        signal.signal(number, _interrupt)
     interrupted = False
     with _rehearsal(script) as rehearsal:
         try:
@@ -432,9 +433,9 @@ def _rehearsal(script: Script) -> Iterator[Rehearsal]:
             yield rehearsal
         finally:
             # A second Ctrl-C must not leave the miner behind.
-            former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
             rehearsal.end()
-            signal.signal(signal.SIGINT, former)
 
 
 def own_folder(script: Script) -> None:
