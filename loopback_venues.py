@@ -180,16 +180,19 @@ class Market:
         key = feed.name if feed.name in self._bars else _ASSET_OF.get(feed)
         return key if key in self._bars else None
 
-    def candles(self, key: str, bar_s: int, start: int, now: float) -> list[Row]:
-        """Candles that open from `start` and had begun by `now`; the last may still form.
+    def candles(
+        self, key: str, bar_s: int, start: int, now: float, end: float = np.inf
+    ) -> list[Row]:
+        """Candles that open from `start`, before `end`, and had begun by `now`.
 
-        One without any trade is a gap.
+        The last may still form. One without any trade is a gap.
         """
-        rows = self._minutes(key, start // bar_s * bar_s, now)
+        until = end if np.isinf(end) else -(-end // bar_s) * bar_s
+        rows = self._minutes(key, start // bar_s * bar_s, now, until)
         if bar_s > MINUTE_S:
             slots = groupby(rows, key=lambda row: row.ts // bar_s * bar_s)
             rows = [_merged(slot, list(minutes)) for slot, minutes in slots]
-        return [row for row in rows if row.ts >= start]
+        return [row for row in rows if start <= row.ts < end]
 
     def last(self, key: str, now: float) -> tuple[float, int] | None:
         """The newest price and its time, whole Unix seconds; None before the first bar."""
@@ -200,9 +203,9 @@ class Market:
         (row,) = self._minutes(key, int(bars.open_ts[at]), now)
         return row.close, min(int(now), row.ts + MINUTE_S)
 
-    def _minutes(self, key: str, start: int, now: float) -> list[Row]:
+    def _minutes(self, key: str, start: int, now: float, end: float = np.inf) -> list[Row]:
         bars = self._bars[key]
-        low, high = np.searchsorted(bars.open_ts, [start, now])
+        low, high = np.searchsorted(bars.open_ts, [start, min(now, end)])
         cut = slice(int(low), int(high))
         close = bars.close[cut]
         before = bars.close[max(cut.start - 1, 0) : max(cut.stop - 1, 0)]
@@ -348,8 +351,7 @@ class _View:
             return []
         start -= 5 * bar_s if fault is Fault.EARLIER else 0
         now = self.now - (_STALE_S if fault is Fault.STALE else 0)
-        rows = self.market.candles(self.key, bar_s, start, now)
-        return self._spoiled([row for row in rows if row.ts < end], bar_s)
+        return self._spoiled(self.market.candles(self.key, bar_s, start, now, end), bar_s)
 
     def last(self) -> tuple[Any, int] | None:
         """The newest price and its time."""
