@@ -112,7 +112,7 @@ FREQUENCIES: Final[Mapping[Frequency, FrequencySpec]] = MappingProxyType(
             matched_prefixes_s=(86_400,),
             matched_blocks_s=(10_800, 1800, 300),
             matching_cycles=2,
-            minimum_days=4,
+            minimum_days=4.2,  # a week of five sessions, from open to close
         ),
     }
 )

@@ -70,8 +70,8 @@ def test_a_simulated_market_is_called_so():
 def test_a_live_miner_without_bars_says_that_it_waits_for_them():
     line = miner.serving_line("http://[::1]:1", "venue", [], trained={}, due=[], now=60)
     assert line == (
-        "serving on http://[::1]:1 from source venue; nothing is answered before the first bars "
-        "come."
+        "serving on http://[::1]:1 from source venue; no bars were collected yet, so nothing is "
+        "answered."
     )
 
 

@@ -241,10 +241,11 @@ def run_task(quick_search):
 
 def test_bars_after_until_change_no_byte(run_task, archive_dir, archive, write_bars, tmp_path):
     until = archive.now() - 2 * DAY_S
-    bars = archive.load("BTC", HF).history.bars
-    noise = np.exp(0.3 * np.random.default_rng(0).standard_normal(len(bars)))
-    close = np.where(bars.close_ts > until, bars.close * noise, bars.close)
-    write_bars(tmp_path / "corrupted", "BTC", replace(bars, close=close))
+    for asset, frequency in (("BTC", HF), ("XAU", LF)):  # all that the pool reads
+        bars = archive.load(asset, frequency).history.bars
+        noise = np.exp(0.3 * np.random.default_rng(0).standard_normal(len(bars)))
+        close = np.where(bars.close_ts > until, bars.close * noise, bars.close)
+        write_bars(tmp_path / "corrupted", asset, replace(bars, close=close))
     one, _ = run_task(archive_dir, until=until)
     other, _ = run_task(tmp_path / "corrupted", until=until)
     assert one.files == other.files
