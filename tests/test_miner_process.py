@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,28 +17,11 @@ from config import Frequency, Settings
 from domain import ForecastRequest
 from http_service import bind
 from state_store import StateStore
+from tests.waiting import PATIENCE_S, is_running, wait_for
 from wire_format import parse_iso_minute, validate_answer
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE_S = 60  # of a busy machine; nothing here takes long on an idle one
 STOP_LIMIT_S = 10  # what operators are promised
-
-
-def wait_for(condition):
-    """The first true value of `condition()`."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return value
-
-
-def is_running(pid):
-    """Whether the process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 # ---------------------------------------------------------------- the first line

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,28 +13,11 @@ import pytest
 import retraining
 from config import Frequency, Settings
 from retraining import Retrainer, Training, training_command
+from tests.waiting import is_running, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE_S = 60  # of a busy machine; nothing here takes long on an idle one
 
 BTC, XAU = ("BTC", Frequency.HF), ("XAU", Frequency.LF)
-
-
-def wait_for(condition):
-    """The first true value of `condition()`."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return value
-
-
-def is_running(pid):
-    """Whether the process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 class Clock:

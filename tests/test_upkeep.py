@@ -2,25 +2,14 @@
 
 import logging
 import threading
-import time
 from contextlib import contextmanager
 
 import pytest
 
 from clock import RehearsalClock
 from errors import SourceUnavailable
+from tests.waiting import PATIENCE_S, wait_for
 from upkeep import Duty, Upkeep, each, every
-
-PATIENCE_S = 60  # of a busy machine; nothing here takes long on an idle one
-
-
-def wait_for(condition):
-    """The first true value of `condition()`."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return value
 
 
 @contextmanager
