@@ -35,7 +35,7 @@ from config import (
     Venue,
 )
 from domain import Bars, Candles
-from errors import CountryBlocked, DataError, FeedRefused, MinerError, SourceUnavailable
+from errors import CountryBlocked, DataError, FeedFailed, FeedRefused, MinerError, SourceUnavailable
 from feed_seams import HOLE_S
 from feeds import Feed
 from quarantine import Quarantine
@@ -51,6 +51,7 @@ REPAIR_S: Final = DAY_S  # gaps that `collect` looks for; older ones are `backfi
 NEARBY_S: Final = 3600  # gaps that lie closer together are asked for in one call
 CHUNK_S: Final = 5 * DAY_S  # of one call of a back-fill; all that an interrupt can lose
 OVERLAP_S: Final = 3600  # of two feeds at a seam, so that their levels can be compared
+FAULTS_OF_A_VENUE: Final = 2  # in a row
 _EDGE_BARS: Final = 5  # a venue drops its oldest bars while it is being asked
 
 Progress = Callable[[int, int, str], None]  # days done, days in all, what is fetched
@@ -341,16 +342,39 @@ def scored_series(plan: FeedPlan) -> list[Series]:
 
 def _at_one_venue(group: Sequence[Series], work: Callable[[Series, Collected], None]) -> Collected:
     """An unreachable venue ends its list; any other failure is its series' own."""
-    done = Collected()
+    done, venue = Collected(), VenueRound()
     for series in group:
         try:
             work(series, done)
         except MinerError as error:
             done.failures[series.feed.name] = str(error)
-            if concerns_whole_venue(error):
+            if venue.is_down_after(error):
                 done.failures |= {entry.feed.name: str(error) for entry in group}
                 break
+        else:
+            venue.worked()
     return done
+
+
+@dataclass(slots=True)
+class VenueRound:
+    """One round of calls at a venue: whether a failure says that it is down altogether.
+
+    A venue's own fault (HTTP 500) may be about one symbol, as Hyperliquid answers to
+    an unknown coin; two of them in a row are taken for the venue's.
+    """
+
+    faults: int = 0
+
+    def is_down_after(self, error: MinerError) -> bool:
+        """Whether the rest of the round is in vain."""
+        self.faults += isinstance(error, FeedFailed)
+        is_of_symbol = isinstance(error, FeedFailed) and self.faults < FAULTS_OF_A_VENUE
+        return concerns_whole_venue(error) and not is_of_symbol
+
+    def worked(self) -> None:
+        """A call went well."""
+        self.faults = 0
 
 
 def concerns_whole_venue(error: MinerError) -> bool:

@@ -28,6 +28,7 @@ from config import DAY_S, Competition
 from domain import FloatArray, ForecastRequest
 from errors import DataError
 
+LEDGER_FILE: Final = "ledger.sqlite3"  # in the state folder
 SCHEMA: Final = 1
 KEPT_DAYS: Final = 30.0
 MOST_PROMPTS: Final = 300_000

@@ -35,7 +35,7 @@ from console import (
 from data_fetcher import BarSource, LiveSource, open_source
 from forecast_engine import STATE_KIND, ForecastEngine
 from http_service import bind, build_app, server_for
-from ledger import Ledger
+from ledger import LEDGER_FILE, Ledger
 from live_market import LiveMarket
 from metrics import Metrics
 from miner_facts import EngineFacts, MarketFacts, MinerFacts
@@ -64,7 +64,6 @@ PRUNE_S: Final = 3600
 COLLECT_OFFSET_S: Final = 3
 SCORE_OFFSET_S: Final = 30
 STOP_S: Final = 3  # for duties under way when the miner is told to stop
-LEDGER_FILE: Final = "ledger.sqlite3"
 
 log = logging.getLogger("miner")
 

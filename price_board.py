@@ -17,7 +17,7 @@ from threading import Lock
 from typing import Final
 
 from clock import Clock
-from collector import concerns_whole_venue
+from collector import VenueRound
 from config import ANCHOR_MAX_AGE_S, FeedPlan, FeedSymbol, Venue
 from domain import PriceQuote
 from errors import MinerError
@@ -227,12 +227,15 @@ class PricePoller:
 
     def _ask_venue(self, wanted: list[tuple[str, FeedSymbol]]) -> dict[str, str]:
         failures: dict[str, str] = {}
+        venue = VenueRound()
         for asset, feed in wanted:
             try:
                 self._board.post(asset, self._feeds[feed.venue].price(feed.symbol))
             except MinerError as error:
                 failures[feed.name] = str(error)
-                if concerns_whole_venue(error):
+                if venue.is_down_after(error):
                     failures |= {other.name: str(error) for _, other in wanted}
                     break
+            else:
+                venue.worked()
         return failures

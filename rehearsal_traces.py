@@ -18,14 +18,13 @@ from clock import RehearsalClock
 from config import Frequency, Settings
 from data_fetcher import LiveSource
 from forecast_engine import STATE_KIND, STATE_SCHEMA
+from ledger import LEDGER_FILE
 from lgbm_predictor import load_model_set
 from market_view import MarketState, view_with_models
 from model_store import MANIFEST, published_sets
 from rehearsal_findings import PairScores, Published, name_of, read_log_line
 from rehearsal_plan import Pair
 from state_store import StateStore
-
-LEDGER_FILE: Final = "ledger.sqlite3"  # as the miner names it
 
 
 class SetWatch:

@@ -18,6 +18,7 @@ from collector import (
     SETTLE_S,
     Collector,
     Series,
+    VenueRound,
     scored_series,
 )
 from config import (
@@ -31,7 +32,7 @@ from config import (
 )
 from data_fetcher import LiveSource
 from domain import Bars, PriceQuote
-from errors import CountryBlocked, FeedRefused, FeedUnreachable
+from errors import CountryBlocked, FeedFailed, FeedRefused, FeedUnreachable
 from feeds import open_feeds
 from loopback_venues import serve_venues
 from quarantine import Quarantine
@@ -521,3 +522,19 @@ def test_over_real_http_the_past_and_the_present_become_one_history(tmp_path):
     assert candles is not None
     assert np.isfinite(candles.trades).all()
     assert np.isfinite(candles.taker_volume).all()
+
+
+# ---------------------------------------------------------------- one symbol's fault, or the venue's
+
+
+def test_one_fault_of_a_venue_is_the_symbols_and_two_in_a_row_are_its_own():
+    fault, gone = FeedFailed("HTTP 500."), FeedUnreachable("no connection.")
+    refused = FeedRefused("HTTP 422.")
+    venue = VenueRound()
+    assert [venue.is_down_after(fault), venue.is_down_after(fault)] == [False, True]
+    again = VenueRound()
+    assert not again.is_down_after(fault)
+    again.worked()
+    assert not again.is_down_after(fault)
+    assert not again.is_down_after(refused)
+    assert VenueRound().is_down_after(gone)

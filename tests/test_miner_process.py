@@ -148,7 +148,9 @@ def test_a_terminated_miner_ends_well_and_the_next_one_answers_the_same(folders)
 def test_an_interrupted_miner_ends_well_and_takes_its_training_along(folders):
     with running("--source", "simulated", *folders) as (process, _url, lines):
         started = re.compile(r"event=training .*pid=(\d+)")
-        pid = wait_for(lambda: next(filter(None, map(started.search, lines)), None)).group(1)
+        found = wait_for(lambda: next(filter(None, map(started.search, lines)), None))
+        assert found
+        pid = int(found.group(1))
         process.send_signal(signal.SIGINT)
         assert process.wait(STOP_LIMIT_S) == 0
         wait_for(lambda: not is_running(pid))
