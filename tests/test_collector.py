@@ -524,7 +524,7 @@ def test_over_real_http_the_past_and_the_present_become_one_history(tmp_path):
     assert np.isfinite(candles.taker_volume).all()
 
 
-# ---------------------------------------------------------------- one symbol's fault, or the venue's
+# ---------------------------------------------------------------- whose fault it is
 
 
 def test_one_fault_of_a_venue_is_the_symbols_and_two_in_a_row_are_its_own():
