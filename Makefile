@@ -10,7 +10,7 @@ DEV_STAMP := $(VENV)/.requirements-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint bench clean
+.PHONY: help test faults demo lint bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +19,9 @@ help: ## show this list
 
 test: lint ## lint, type check and run all tests
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+faults: $(DEV_STAMP) ## every case of the fault suite: crashes, damage, full disks, feeds, abuse
+	$(BIN)/python -m pytest tests/faults --full
 
 demo: $(RUN_STAMP) ## train, check, replay and draw on a simulated market, about two minutes
 	$(BIN)/python demo.py
