@@ -1,7 +1,7 @@
 """What the fault suite shares: its size, its seed and the table at its end.
 
-    pytest tests/faults             a seeded slice, minutes
-    pytest tests/faults --full      every case, as `make faults` runs it
+pytest tests/faults             a seeded slice, minutes
+pytest tests/faults --full      every case, as `make faults` runs it
 """
 
 from collections.abc import Callable
