@@ -1,0 +1,226 @@
+"""Processes that write until they are killed, and tell what they had been promised.
+
+Each runs in a child of a server process that has the imports ready, so that a
+kill costs milliseconds. Whatever a victim sends was acknowledged before.
+"""
+
+import multiprocessing
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from bar_store import BarStore
+from config import Frequency, Settings, protocol_profile
+from data_fetcher import ArchiveSource, LoadedHistory
+from domain import Bars, ForecastRequest, MarketHistory
+from forecast_engine import ForecastEngine
+from ledger import AnswerEntry, Ledger, PromptEntry
+from model_store import publish_set
+from state_store import locked
+
+START: Final = 1_765_756_800  # 2025-12-15, midnight UTC
+HOUR: Final = protocol_profile("2026-09").competitions["crypto-1h"]
+
+_PROCESSES: Final = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["tests.faults.victims", "lgbm_trainer"])
+
+
+@contextmanager
+def victim(work: Callable[..., None], *args: object) -> Iterator[tuple[Connection, Any]]:
+    """A child that does `work(acknowledge, *args)`: what it sends, and its process."""
+    told, acknowledge = _PROCESSES.Pipe(duplex=False)
+    process = _PROCESSES.Process(target=work, args=(acknowledge, *args), daemon=True)
+    process.start()
+    acknowledge.close()
+    try:
+        yield told, process
+    finally:
+        process.kill()
+        process.join()
+        told.close()
+
+
+def killed(work: Callable[..., None], *args: object, dice: random.Random, spread_s: float) -> int:
+    """Kill a victim at a random moment after its first word; its last word."""
+    with victim(work, *args) as (told, process):
+        last = int(told.recv())
+        time.sleep(dice.uniform(0, spread_s))
+        process.kill()
+        process.join()
+        return max(last, *_words(told), last)
+
+
+def ended(work: Callable[..., None], *args: object) -> int:
+    """Let a victim come to its end; its last word."""
+    with victim(work, *args) as (told, process):
+        words = list(_words(told))
+        process.join()
+        assert process.exitcode == 0
+        return words[-1]
+
+
+def _words(told: Connection) -> Iterator[int]:
+    while True:
+        try:
+            yield int(told.recv())
+        except EOFError:
+            return
+
+
+# ---------------------------------------------------------------- bars
+
+
+def truth(first: int, n: int) -> Bars:
+    """Bars whose every value follows from their time."""
+    minutes = np.arange(first, first + n, dtype=np.int64)
+    close = 100 + np.sin(minutes) + minutes / 1000
+    return Bars(
+        open_ts=START + 60 * minutes,
+        open=close - 0.25,
+        high=close + 1,
+        low=close - 1,
+        close=close,
+        volume=close * 3,
+        bar_s=60,
+        feed="binance:BTCUSDT",
+    )
+
+
+def append_bars(acknowledge: Connection, root: Path, first: int) -> None:
+    """Append batches of a few minutes; says the minute before which all are stored."""
+    store = BarStore(root)
+    for n in [1, 2, 1, 700] * 10_000:  # now and then over midnight
+        end = START + 60 * (first + n)
+        store.append("binance", "BTC", truth(first, n), checked=(START + 60 * first, end))
+        first += n
+        acknowledge.send(first)
+
+
+# ---------------------------------------------------------------- states
+
+
+@dataclass
+class GrowingArchive:
+    """An archive of which more becomes known."""
+
+    history: MarketHistory
+    moment: int
+    name: str = "archive"
+    live: bool = True
+    unknown_assets: tuple[str, ...] = ()
+
+    def frequencies(self) -> Mapping[str, tuple[Frequency, ...]]:
+        """The one market."""
+        return {self.history.asset: (self.history.frequency,)}
+
+    def load(self, asset: str, frequency: Frequency) -> LoadedHistory:
+        """What is known by the moment."""
+        return LoadedHistory(history=self.recent(asset, frequency), set_aside=())
+
+    def recent(self, asset: str, frequency: Frequency) -> MarketHistory:
+        """What is known by the moment."""
+        return self.history.known_at(self.moment)
+
+    def now(self) -> int:
+        """The moment."""
+        return self.moment
+
+
+def growing_engine(
+    archive_dir: Path, settings: Settings, moment: int
+) -> tuple[GrowingArchive, ForecastEngine]:
+    """An engine of BTC whose bars end at a moment."""
+    history = ArchiveSource(archive_dir).load("BTC", Frequency.HF).history
+    source = GrowingArchive(history, moment)
+    return source, ForecastEngine.open(source, settings)
+
+
+def checkpoint_states(
+    acknowledge: Connection, archive_dir: Path, settings: Settings, moment: int, end: int
+) -> None:
+    """Take in bar by bar, with a checkpoint after each; says which moment is on the disk."""
+    source, engine = growing_engine(archive_dir, settings, moment)
+    while True:
+        engine.checkpoint()
+        acknowledge.send(source.moment)
+        if source.moment >= end:
+            return
+        source.moment += 60
+        engine.refresh()
+
+
+# ---------------------------------------------------------------- models
+
+
+def publish_models(
+    acknowledge: Connection, model_dir: Path, files: Mapping[str, bytes], first: int
+) -> None:
+    """Publish one set after the other; says the number of the one in use."""
+    for number in range(first, first + 10_000):
+        with locked(model_dir, "training"):
+            publish_set(model_dir, "BTC", Frequency.HF, f"set-{number:06}", files)
+        acknowledge.send(number)
+
+
+def train(acknowledge: Connection, archive_dir: Path, model_dir: Path) -> None:
+    """Train a small set and publish it; says 0 as it begins and 1 at the end."""
+    import lgbm_trainer
+    import path_fitting
+
+    lgbm_trainer.SHAPE_PROMPTS = dict.fromkeys(Frequency, 3)  # type: ignore[misc]
+    for module in (lgbm_trainer, path_fitting):
+        module.VARIATIONS = path_fitting.VARIATIONS[:2]  # type: ignore[attr-defined]
+    history = ArchiveSource(archive_dir).load("BTC", Frequency.LF).history
+    acknowledge.send(0)
+    with locked(model_dir, "training"):
+        result = lgbm_trainer.train(history, days=8.0, seed=0, profile=protocol_profile("2026-09"))
+        publish_set(model_dir, "BTC", Frequency.LF, result.model_id, result.files)
+    acknowledge.send(1)
+
+
+# ---------------------------------------------------------------- the ledger
+
+
+def ledger_entry(number: int) -> tuple[PromptEntry, AnswerEntry]:
+    """A prompt and its answer."""
+    request = ForecastRequest(
+        asset="BTC", start_ts=START + 60 * number, increment_s=60, length_s=3600, num_paths=20
+    )
+    steps = np.random.default_rng(number).normal(0, 1e-3, (20, 61))
+    prompt = PromptEntry(
+        at=float(request.start_ts),
+        caller="5Validator",
+        transport="axon",
+        request=request,
+        origin=None,
+        outcome="computed",
+        rung="lightgbm",
+        price_age_s=7,
+        ms=41.5,
+        size=60_000,
+        reason=None,
+    )
+    answer = AnswerEntry(
+        frequency="hf",
+        rung="lightgbm",
+        model_id="BTC-hf-1",
+        paths=98_000 * np.exp(np.cumsum(steps, axis=1)),
+        competition=HOUR,
+    )
+    return prompt, answer
+
+
+def keep_answers(acknowledge: Connection, path: Path, first: int) -> None:
+    """Keep answers one by one; says how many are on the disk."""
+    with Ledger(path) as book:
+        for number in range(first, first + 10_000):
+            book.keep(*ledger_entry(number))
+            book.flush()
+            acknowledge.send(number + 1)
