@@ -28,7 +28,6 @@ import uvicorn
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from answer_desk import AnswerDesk, Caller, prompt_budget
 from axon_gate import (
@@ -59,6 +58,7 @@ from operator_flags import (
     ChainSettings,
     OperatorSettings,
 )
+from slow_callers import PatientConnection
 from state_store import StateStore
 from wire_format import Encoder, encode_prompt_json
 
@@ -69,7 +69,6 @@ GZIP_LEVEL: Final = 1  # half the bytes for a few hundredths of a second
 # Longer than the pools of dendrites (15 s) and of validators (5 s) keep a connection, so
 # that none is closed under a prompt that is just being sent.
 KEEP_ALIVE_S: Final = 20
-HEADERS_S: Final = 30.0  # a connection without a whole request for that long is closed
 GRACE_S: Final = 3  # for answers under way when the axon is told to stop
 STOP_MARGIN_S: Final = 2.0
 BACKLOG: Final = 256
@@ -273,22 +272,6 @@ def _first_line(error: Exception) -> str:
 # ---------------------------------------------------------------- the axon
 
 
-class _Connection(H11Protocol):
-    """Hangs up on who connects and asks nothing, or sends its headers drop by drop."""
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self.loop.call_later(HEADERS_S, self._look, None)
-
-    def _look(self, last: object) -> None:
-        if self.transport.is_closing():
-            return
-        if self.cycle is last and (last is None or self.cycle.response_complete):
-            self.transport.close()
-            return
-        self.loop.call_later(HEADERS_S, self._look, self.cycle)
-
-
 class AxonServer:
     """A bittensor axon that listens on a thread of its own, behind the gate."""
 
@@ -392,7 +375,7 @@ def _bound(ip: str, port: int) -> socket.socket:
 def _server_config(gate: AxonGate) -> uvicorn.Config:
     return uvicorn.Config(
         gate,
-        http=_Connection,
+        http=PatientConnection,
         ws="none",
         lifespan="off",
         log_config=None,  # the scripts decide where log lines go

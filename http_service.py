@@ -36,10 +36,13 @@ from domain import MAX_HORIZON_S, MAX_PATHS, ForecastRequest
 from errors import ConfigError, MinerError, RequestError
 from metrics import CONTENT_TYPE, Metrics
 from miner_facts import FactSource
+from slow_callers import PatientConnection
 from status_page import HEADERS, StatusPage
 from wire_format import SHADOW_JSON, format_iso, parse_iso_minute
 
 MAX_BODY_BYTES: Final = 64 * 1024
+MAX_HEADER_BYTES: Final = 16 * 1024
+BODY_S: Final = 10.0  # for the whole body to arrive
 GRACE_S: Final = 3  # for answers under way when the server is told to stop
 
 # A caller that is still sending when the connection closes never reads why.
@@ -208,8 +211,11 @@ class _Service:
         caller = Caller(name=request.client.host if request.client else "", transport="http")
         try:
             raw = await _read_limited(request)
-        except ClientDisconnect:
-            return self._turn_away(caller, 400, "the body ended early.")  # nobody reads it
+        except (ClientDisconnect, TimeoutError) as fault:
+            slow = isinstance(fault, TimeoutError)
+            sentence = f"the body did not arrive within {BODY_S:.0f} s."
+            gone = "the body ended early."  # nobody reads it
+            return self._turn_away(caller, *((408, sentence) if slow else (400, gone)))
         if len(raw) > MAX_BODY_BYTES:
             sentence = f"the body is larger than {MAX_BODY_BYTES} bytes; send less."
             return self._turn_away(caller, 413, sentence)
@@ -239,15 +245,19 @@ class _Service:
 
 
 async def _read_limited(request: Request) -> bytes:
-    """The body, or its first part if that is already too large."""
+    """The body, or its first part if that is already too large.
+
+    Raises: TimeoutError if it is too slow, ClientDisconnect.
+    """
     kept = bytearray()
     total = 0
-    async for chunk in request.stream():
-        total += len(chunk)
-        if len(kept) <= MAX_BODY_BYTES:
-            kept += chunk
-        if total > _MAX_DROPPED_BYTES:
-            break
+    async with asyncio.timeout(BODY_S):
+        async for chunk in request.stream():
+            total += len(chunk)
+            if len(kept) <= MAX_BODY_BYTES:
+                kept += chunk
+            if total > _MAX_DROPPED_BYTES:
+                break
     return bytes(kept)
 
 
@@ -293,6 +303,10 @@ def server_for(app: Starlette) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,
+            http=PatientConnection,
+            ws="none",
+            proxy_headers=False,  # who asks is who connects
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             log_config=None,  # the scripts decide where log lines go
             log_level="warning",
             access_log=False,

@@ -25,6 +25,7 @@ from pydantic import BaseModel, Field
 
 import axon_adapter
 import axon_gate
+import slow_callers
 from answer_desk import AnswerDesk, AnswerRecord, Outcome
 from axon_adapter import AxonServer, BittensorReader, bt, load_wallet, serving, snapshot_of
 from caller_rules import CallerPolicy, Neuron
@@ -717,7 +718,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(server, monkeypatch):
 
 
 def test_who_connects_and_asks_nothing_is_hung_up_on(server, monkeypatch):
-    monkeypatch.setattr(axon_adapter, "HEADERS_S", 0.05)
+    monkeypatch.setattr(slow_callers, "HEADERS_S", 0.05)
     with socket.create_connection((HERE, server.port), timeout=10) as caller:
         caller.sendall(b"POST /Simulation HTTP/1.1\r\nhost")
         assert caller.recv(1000) == b""

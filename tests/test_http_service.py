@@ -16,6 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import http_service
+import slow_callers
 from answer_desk import MAX_AHEAD_S, AnswerDesk
 from config import Frequency
 from domain import Diagnostics, Forecast, ForecastRequest
@@ -448,6 +450,30 @@ def test_a_caller_that_hangs_up_leaves_the_server_well(url, client):
     with socket.create_connection((host, int(port))) as caller:
         caller.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{")
     assert client.get("/healthz").status_code == 200
+
+
+def raw_connection(url):
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(url, monkeypatch):
+    monkeypatch.setattr(http_service, "BODY_S", 0.05)
+    with raw_connection(url) as caller:
+        caller.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+        assert b" 408 " in caller.recv(1000).split(b"\r\n")[0]
+
+
+def test_headers_that_drip_in_are_hung_up_on(url, monkeypatch):
+    monkeypatch.setattr(slow_callers, "HEADERS_S", 0.05)
+    with raw_connection(url) as caller:
+        caller.sendall(b"POST /predict HTTP/1.1\r\nhost")
+        assert caller.recv(1000) == b""
+
+
+def test_a_caller_is_named_by_its_address_whatever_its_headers_say(url, client):
+    client.post("/predict", content=b"5", headers={"x-forwarded-for": "6.6.6.6"})
+    assert "6.6.6.6" not in client.get("/").text
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "metrics",
         "status_page",
         "operator_flags",
+        "slow_callers",
         "axon_gate",
         "axon_adapter",
         "http_service",
@@ -185,7 +186,7 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
     "chain": (frozenset({"state_store"}), "what it last knew survives a restart"),
     "axon_gate": (frozenset({"answer_desk"}), "a refusal has one status on every transport"),
     "axon_adapter": (
-        frozenset({"answer_desk", "axon_gate", "operator_flags"}),
+        frozenset({"answer_desk", "axon_gate", "operator_flags", "slow_callers"}),
         "it puts the gate before bittensor's axon, as the flags say",
     ),
     "preflight": (
@@ -225,7 +226,7 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
         "a page of figures and of what the desk told",
     ),
     "http_service": (
-        frozenset({"answer_desk", "metrics", "status_page"}),
+        frozenset({"answer_desk", "metrics", "slow_callers", "status_page"}),
         "a transport of the desk, and the pages of the others",
     ),
     "record_keeping": (frozenset({"answer_desk"}), "it keeps what the desk tells"),
