@@ -34,7 +34,7 @@ from wire_format import Encoder, format_iso
 MAX_AHEAD_S: Final = 3600  # how far in the future a prompt may start
 ASKED_AHEAD_S: Final = 60  # how far ahead of its start a prompt is usually asked
 ANSWER_THREADS: Final = 4  # NumPy releases the interpreter lock while it draws
-MOST_WAITING: Final = 64  # distinct requests in the queue
+MOST_WAITING: Final = 128  # distinct requests in the queue
 CACHE_BYTES: Final = 64 * 1024 * 1024  # of answers; one of a day takes 3 MB
 KEPT_AFTER_START_S: Final = 30.0  # for callers that ask again
 # Not longer, however early the first caller asks: whoever asks an hour ahead must
