@@ -335,7 +335,7 @@ class Ledger:
 
     def _connect(self) -> sqlite3.Connection:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._path.touch(mode=0o600)
         except OSError as error:
             raise sqlite3.OperationalError(error.strerror or str(error)) from error

@@ -82,9 +82,10 @@ def _read_keys(path: Path) -> set[_Key]:
 def _append(path: Path, text: str) -> None:
     """In one write, so that lines of two processes do not mix."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size > _MAX_BYTES:
             path.replace(path.with_name(f"{path.name}.old"))
+        path.touch(mode=0o600)
         with path.open("ab", buffering=0) as file:
             file.write(text.encode())
     except OSError as error:

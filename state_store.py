@@ -61,11 +61,11 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and its parents, each entry on the disk."""
+    """Make a folder and its parents, open to their owner alone, each entry on the disk."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     _sync_folder(folder.parent)
 
 
@@ -91,7 +91,7 @@ def locked(directory: Path, purpose: str, wait_s: float = 0) -> Iterator[None]:
     is advisory and falls with the process, so a crash leaves nothing to clean.
     Raises: BusyError after `wait_s` seconds; StateError if no lock can be made.
     """
-    lock = FileLock(directory / ".lock")
+    lock = FileLock(directory / ".lock", mode=0o600)
     try:
         _make_folder(directory)
         lock.acquire(timeout=wait_s)
