@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from allocator import give_memory_back
 from answer_desk import AnswerDesk
 from clock import Clock, market_speed, open_clock
 from config import DAY_S, Frequency, Settings, protocol_profile
@@ -248,6 +249,7 @@ def serving_line(
 def main() -> int:
     """Serve until SIGINT or SIGTERM. Returns the exit code."""
     args = _arguments()
+    give_memory_back()
     settings, operator = settings_from(args), operator_settings(args)
     configure_logging(operator.log_level or settings.log_level)
     for remark in operator.remarks:

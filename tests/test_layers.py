@@ -48,6 +48,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "rehearsal_findings",
     ),
     2: (
+        "allocator",
         "clock",
         "quarantine",
         "bar_store",

@@ -1,0 +1,44 @@
+"""The C library's memory: what is freed goes back."""
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Large blocks first, of rising size, which raise glibc's threshold; then many in use
+# at once beside small ones that would pin the heap, and all of the large ones freed.
+GROW_AND_FREE = """
+import sys
+from pathlib import Path
+import numpy as np
+from allocator import give_memory_back
+
+if sys.argv[1] == "held":
+    assert give_memory_back()
+for megabytes in range(1, 31):
+    np.ones(megabytes << 17)
+kept = []
+for _ in range(40):
+    large = np.ones(3 << 17)
+    kept.append((large, bytes(5000)))
+small = [pin for _, pin in kept]
+del kept, large
+pages = int(Path("/proc/self/statm").read_text().split()[1])
+print(pages * 4096 >> 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_arrays_leave_the_process():
+    def resident_mb(way):
+        done = subprocess.run(
+            [sys.executable, "-c", GROW_AND_FREE, way],
+            cwd=ROOT, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        return int(done.stdout)
+
+    assert resident_mb("held") < resident_mb("as it comes") - 60
