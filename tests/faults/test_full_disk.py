@@ -1,0 +1,281 @@
+"""Full, failing and read-only disks: one clear sentence, nothing lost, and it goes on after."""
+
+import os
+import shutil
+from collections.abc import Collection
+
+import numpy as np
+import pytest
+
+from bar_cleaning import SetAsideBar
+from bar_store import BarStore
+from config import DAY_S, Frequency, Settings
+from domain import ForecastRequest
+from errors import StateError
+from forecast_engine import ForecastEngine
+from ledger import LEDGER_FILE, Ledger
+from model_store import publish_set, published_sets, roll_back
+from quarantine import Quarantine
+from state_store import StateStore
+from tests.faults import victims
+from tests.faults.disk import REFUSALS, read_only, refusing, resize, small_disk
+from tests.faults.tally import count
+from wire_format import encode_prompt_answer, validate_answer
+
+HF = Frequency.HF
+MOST_CALLS = 200
+ONE_SENTENCE = "A refused write is one sentence and leaves the old or the new file"
+
+
+def bars_of(root):
+    stored = BarStore(root).load("binance", "BTC", 60)
+    return 0 if stored is None else len(stored)
+
+
+class Bars:
+    """Appending to a series over midnight."""
+
+    def prepare(self, root):
+        BarStore(root).append("binance", "BTC", victims.truth(0, 1430))
+
+    def change(self, root):
+        BarStore(root).append("binance", "BTC", victims.truth(1430, 20))
+
+    def look(self, root):
+        stored = BarStore(root).load("binance", "BTC", 60)
+        assert stored is not None
+        expected = victims.truth(0, len(stored))
+        np.testing.assert_array_equal(stored.close, expected.close)
+        return len(stored)
+
+    former = 1430
+    after = 1450
+    between = (1440,)  # the first day is stored before the second
+
+
+class State:
+    """Replacing a state."""
+
+    def prepare(self, root):
+        StateStore(root).save("market", "archive/BTC_hf", 1, {"n": 0, "x": np.zeros(2000)})
+
+    def change(self, root):
+        StateStore(root).save("market", "archive/BTC_hf", 1, {"n": 1, "x": np.zeros(2000)})
+
+    def look(self, root):
+        document = StateStore(root).load("market", "archive/BTC_hf", 1)
+        assert document is not None
+        return document["n"]
+
+    former, after = 0, 1
+    between: Collection[int] = ()
+
+
+class Models:
+    """Publishing a set."""
+
+    def prepare(self, root):
+        publish_set(root, "BTC", HF, "one", {"a.txt": b"1" * 9000, "b.txt": b"1"})
+
+    def change(self, root):
+        publish_set(root, "BTC", HF, "two", {"a.txt": b"2" * 9000, "b.txt": b"2"})
+
+    def look(self, root):
+        name = published_sets(root, "BTC", HF)[0].name
+        folder = root / "BTC_hf" / name
+        assert {path.read_bytes()[:1] for path in folder.iterdir()} == {
+            {"one": b"1", "two": b"2"}[name]
+        }
+        return name
+
+    former, after = "one", "two"
+    between: Collection[str] = ()
+
+
+class RollBack(Models):
+    """Going back to the set before."""
+
+    def prepare(self, root):
+        super().prepare(root)
+        super().change(root)
+
+    def change(self, root):
+        roll_back(root, "BTC", HF)
+
+    former, after = "two", "one"
+
+
+class Refused:
+    """Noting a refused row."""
+
+    def prepare(self, root):
+        self._add(root, 60)
+
+    def change(self, root):
+        self._add(root, 120)
+
+    def _add(self, root, ts):
+        rows = [SetAsideBar(ts=ts, close=1.0, reason="spike")]
+        Quarantine(root).add("binance:BTCUSDT", "BTC", 60, rows, 1e9)
+
+    def look(self, root):
+        return len(Quarantine(root).path("binance:BTCUSDT", "BTC", 60).read_text().splitlines())
+
+    former, after = 1, 2
+    between: Collection[int] = ()
+
+
+@pytest.mark.parametrize("what", [Bars, State, Models, RollBack, Refused])
+@pytest.mark.parametrize("code", REFUSALS, ids=[os.strerror(code) for code in REFUSALS])
+def test_every_refused_call_leaves_the_old_or_the_new(tmp_path, what, code):
+    """Whichever call the disk refuses, what is stored is the old or the new, and a retry works."""
+    work = what()
+    for refused in range(MOST_CALLS):
+        root = tmp_path / str(refused)
+        work.prepare(root)
+        sentences = []
+        with refusing(code, refused) as disk:
+            try:
+                work.change(root)
+            except StateError as error:
+                sentences.append(str(error))
+        if not disk.has_refused:
+            break
+        assert all(os.strerror(code) in text and "\n" not in text for text in sentences)
+        assert work.look(root) in {work.former, work.after, *work.between}
+        assert not list(root.rglob(".*~"))  # nothing half-written stays
+        if work.look(root) != work.after:
+            work.change(root)
+        assert work.look(root) == work.after
+        count(ONE_SENTENCE, cases=1)
+    assert 0 < refused < MOST_CALLS - 1
+
+
+def settings_below(model_dir, root):
+    return Settings(source="archive", model_dir=model_dir, state_dir=root / "state")
+
+
+def ask(engine):
+    request = ForecastRequest(
+        asset="BTC",
+        start_ts=engine.now() // 60 * 60 + 60,
+        increment_s=60,
+        length_s=3600,
+        num_paths=20,
+    )
+    answer = engine.answer(request)
+    validate_answer(encode_prompt_answer(answer), request)
+    return answer
+
+
+@pytest.mark.parametrize("code", REFUSALS, ids=[os.strerror(code) for code in REFUSALS])
+def test_a_checkpoint_that_is_refused_costs_no_answer(archive, model_dir, tmp_path, code):
+    """While checkpoints fail, every prompt is answered as if they did not."""
+    engine = ForecastEngine.open(archive, settings_below(model_dir, tmp_path))
+    expected = ask(engine).paths
+    for refused in range(MOST_CALLS):
+        with refusing(code, refused) as disk:
+            try:
+                engine.checkpoint()
+            except StateError:
+                assert disk.has_refused
+            np.testing.assert_array_equal(ask(engine).paths, expected)
+        count("While checkpoints fail, prompts are answered the same", cases=1)
+        shutil.rmtree(tmp_path / "state", ignore_errors=True)
+        if not disk.has_refused:
+            return
+    pytest.fail("no end of calls")
+
+
+def test_a_disk_that_runs_full_takes_nothing_that_was_stored():
+    """On a file system that runs full, every acknowledged bar and answer stays readable."""
+    with small_disk(256) as root:
+        stored = 0
+        for _ in range(200):
+            try:
+                BarStore(root).append("binance", "BTC", victims.truth(stored, 700))
+            except StateError as error:
+                assert "free some disk space" in str(error)  # noqa: PT017
+                break
+            stored += 700
+        assert stored
+        lost = max(0, stored - bars_of(root))
+        count("Acknowledged bars outlive a full disk", cases=1, bars_lost=lost)
+        assert lost == 0
+        assert not list(root.rglob(".*~"))
+
+
+def test_the_ledger_on_a_full_disk_goes_on_when_there_is_room():
+    """A ledger on a full disk loses records, says how many, keeps the old, and takes up again."""
+    with small_disk(384) as root, Ledger(root / LEDGER_FILE) as book:
+        kept = 0
+        while not book.lost:
+            assert kept < 1000
+            book.keep(*victims.ledger_entry(kept))
+            book.flush()
+            kept += 1
+        held = len(book.pending("BTC", "hf", victims.START + 9 * DAY_S, 10_000))
+        assert held == kept - book.lost
+        resize(root, 4096)
+        book.keep(*victims.ledger_entry(5000))
+        book.flush()
+        after = len(book.pending("BTC", "hf", victims.START + 9 * DAY_S, 10_000))
+        assert after == held + 1
+        count("A ledger on a full disk keeps what it had", cases=1, answers_lost=0)
+
+
+def test_a_disk_that_turns_read_only_costs_no_answer(archive, model_dir):
+    """On a read-only disk every prompt is answered, and every write is one clear sentence."""
+    with small_disk(16_384) as root:
+        models = shutil.copytree(model_dir, root / "models")
+        engine = ForecastEngine.open(archive, settings_below(models, root))
+        expected = ask(engine).paths
+        engine.checkpoint()
+        BarStore(root).append("binance", "BTC", victims.truth(0, 700))
+        with read_only(root):
+            engine.refresh()
+            np.testing.assert_array_equal(ask(engine).paths, expected)
+            reopened = ForecastEngine.open(archive, settings_below(models, root))
+            np.testing.assert_array_equal(ask(reopened).paths, expected)
+            for write in (
+                engine.checkpoint,
+                lambda: BarStore(root).append("binance", "BTC", victims.truth(700, 1)),
+            ):
+                with pytest.raises(StateError) as error:
+                    write()
+                assert "writable" in str(error.value)
+            with Ledger(root / LEDGER_FILE) as book:
+                book.keep(*victims.ledger_entry(0))
+                book.flush()
+                assert book.lost == 1
+            lost = max(0, 700 - bars_of(root))
+        count("A disk turned read-only costs no answer", cases=2, bars_lost=lost)
+        assert lost == 0
+
+
+def test_folders_deleted_under_the_process_come_back(archive, model_dir, tmp_path):
+    """With its folders deleted while it runs, the miner answers the same and makes them anew."""
+    models = shutil.copytree(model_dir, tmp_path / "models")
+    engine = ForecastEngine.open(archive, settings_below(models, tmp_path))
+    state = tmp_path / "state"
+    expected = ask(engine).paths
+    engine.checkpoint()
+    store = BarStore(state)
+    with Ledger(state / LEDGER_FILE) as book:
+        store.append("binance", "BTC", victims.truth(0, 10))
+        book.keep(*victims.ledger_entry(0))
+        book.flush()
+        shutil.rmtree(state)
+        shutil.rmtree(models)
+        engine.refresh()
+        np.testing.assert_array_equal(ask(engine).paths, expected)
+        engine.checkpoint()
+        store.append("binance", "BTC", victims.truth(10, 10))
+        assert store.missing("binance", "BTC", 60, victims.START, victims.START + 1200) == [
+            (victims.START, victims.START + 600)
+        ]
+        book.keep(*victims.ledger_entry(1))
+        book.flush()
+        assert len(book.prompts(0)) == 1
+        assert book.lost == 0
+    count("Folders deleted under the process come back", cases=2)
