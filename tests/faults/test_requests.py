@@ -1,0 +1,364 @@
+"""Whoever sends whatever: honest callers are answered in time, all others refused clearly.
+
+A real engine behind the real HTTP service and the real axon, on loopback. The cases of
+single requests are in the fast suite; here are numbers, sizes and speed.
+"""
+
+import asyncio
+import json
+import random
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+import slow_callers
+from answer_desk import ANSWER_THREADS, MOST_WAITING
+from config import Settings
+from data_fetcher import SimulatedSource
+from forecast_engine import ForecastEngine
+from operator_flags import AxonSettings
+from tests import test_axon_adapter as axon
+from tests import test_http_service as http
+from tests.faults.tally import count
+from tests.waiting import wait_for
+from wire_format import validate_answer
+
+HERE = "127.0.0.1"
+FLOOD = Path(__file__).with_name("flood.py")
+QUIET_S = 0.3  # a server that is silent for so long waits for more
+MIB = 1024 * 1024
+
+FUZZ = "Mutilated requests never crash, hang or swell the miner."
+BULK = "Requests of 100 MB, 100,000 headers or deep JSON are refused in bounded memory."
+DRIP = "Hundreds of connections that drip keep no honest caller waiting, and are closed."
+CROWD = "A hundred prompts of one moment are all answered before their start."
+QUEUE = "Beyond the queue's bound callers are refused clearly, the lowest stake first."
+FLOODED = "An honest caller is answered while one process replays and forges at full speed."
+
+
+# ---------------------------------------------------------------- who is asked
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("engine")
+    settings = Settings(source="simulated", state_dir=folder, model_dir=folder)
+    return ForecastEngine.open(SimulatedSource(days=3, assets=("BTC",)), settings)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    wallets = tmp_path_factory.mktemp("wallets")
+    axon.make_wallet(wallets, "miner")
+    return AxonSettings(
+        wallet_name="miner", wallet_hotkey="hot", wallet_path=wallets, ip=HERE, port=0,
+        external_ip=HERE,
+    )  # fmt: skip
+
+
+@dataclass
+class Entry:
+    """A way into the miner: where it is, and a request that it answers."""
+
+    port: int
+    route: str
+    headers: dict[str, str]
+    body: bytes
+    server: object = None
+
+    def raw(self, headers=None, body=None):
+        """The request as bytes, for one exchange."""
+        body = self.body if body is None else body
+        said = {"host": "x", "connection": "close", "content-length": str(len(body))}
+        lines = "".join(
+            f"{name}: {text}\r\n"
+            for name, text in {**said, **self.headers, **(headers or {})}.items()
+        )
+        return f"POST {self.route} HTTP/1.1\r\n{lines}\r\n".encode() + body
+
+    def honest(self, engine):
+        """The same again, if need be signed again."""
+        if self.server is None:
+            return self.raw()
+        return self.raw(axon.signed(self.server, uuid=uuid.uuid4().hex))
+
+
+@pytest.fixture(scope="module")
+def entries(engine, here):
+    with ExitStack() as opened:
+        url = opened.enter_context(http.serving(engine))
+        server, _ = opened.enter_context(axon.listening(here, engine))
+        asked = json.dumps({"simulation_input": axon.prompt(engine)}).encode()
+        yield {
+            "http": Entry(
+                int(url.rpartition(":")[2]), "/predict", {}, json.dumps(http.body()).encode()
+            ),
+            "axon": Entry(server.port, "/Simulation", axon.signed(server), asked, server),
+        }
+
+
+@pytest.fixture(params=["http", "axon"])
+def entry(request, entries):
+    return entries[request.param]
+
+
+def exchange(port, raw, patience_s=30.0):
+    """The answer's status; 0 if the connection ended without one, None if nothing came."""
+    with socket.create_connection((HERE, port), timeout=30) as caller:
+        with suppress(OSError):  # refused while we are sending; the answer may be there
+            caller.sendall(raw)
+        caller.settimeout(patience_s)
+        try:
+            return status_in(caller.recv(65_536))
+        except TimeoutError:
+            return None
+        except OSError:
+            return 0
+
+
+def status_in(answer):
+    found = re.match(rb"HTTP/1\.1 (\d{3}) ", answer)
+    return int(found.group(1)) if found else 0
+
+
+def resident():
+    """Bytes of memory that this process holds, server and all."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+# ---------------------------------------------------------------- what is sent
+
+
+def mutilated(raw, rng):
+    """A request after a few faults of the wire or of a mind."""
+    data = bytearray(raw)
+    for _ in range(rng.randint(1, 6)):
+        at = rng.randrange(len(data))
+        piece = bytes(data[at : at + rng.randint(1, 80)])
+        kind = rng.randrange(6)
+        if kind == 0:
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            del data[at : at + len(piece)]
+        elif kind == 2:
+            data[at:at] = piece * rng.randint(1, 30)
+        elif kind == 3:
+            data[at:at] = rng.randbytes(rng.randint(1, 20))
+        elif kind == 4:
+            data[at:at] = rng.choice((b"\r\n", b"\0", b"-1", b"1e999", b"\xff\xfe", b"{", b"[["))
+        else:
+            data = data[: max(1, at)]
+    return bytes(data)
+
+
+def test_mutilated_requests_are_refused_or_answered_and_change_nothing(entry, engine, size):
+    """Mutilated requests never crash, hang or swell the miner."""
+    rng = random.Random(5)
+    before, tried = None, size(150, 5_000)
+    bad = []
+    for number in range(tried):
+        raw = mutilated(entry.honest(engine), rng)
+        status = exchange(entry.port, raw, QUIET_S)
+        if status is not None and status >= 500:
+            bad.append((status, raw))
+        if number == tried // 5:  # warm by now
+            before = resident()
+    lost = exchange(entry.port, entry.honest(engine)) != 200
+    count(FUZZ, cases=tried, answers_lost=int(lost))
+    assert not bad
+    assert not lost
+    assert resident() - before < 32 * MIB
+
+
+def endless(entry, how):
+    """A request of a hundred megabytes or as many headers, piece by piece."""
+    piece = b" " * MIB
+    body, header, head = None, None, {}
+    if how == "declared":
+        head, body = {"content-length": str(100 * MIB)}, [piece] * 100
+    elif how == "chunked":
+        head = {"transfer-encoding": "chunked"}
+        body = [b"100000\r\n" + piece + b"\r\n"] * 100
+    elif how == "deep":
+        head, body = {"content-length": str(20 * MIB)}, [b"[" * MIB] * 20
+    elif how == "headers":
+        header = [f"x-{number}: 1\r\n".encode() for number in range(100_000)]
+    elif how == "one header":
+        header = [b"x-long: ", *([piece] * 100)]
+    raw = entry.raw(head, b"")
+    if head.get("transfer-encoding"):
+        raw = raw.replace(b"content-length: 0\r\n", b"")
+    if header:
+        start, _, _ = raw.partition(b"\r\n\r\n")
+        return [start + b"\r\n", *header, b"\r\n"]
+    return [raw, *(body or [])]
+
+
+@pytest.mark.parametrize("how", ["declared", "chunked", "deep", "headers", "one header"])
+def test_enormous_requests_are_refused_in_bounded_memory(entry, engine, how):
+    """Requests of 100 MB, 100,000 headers or deep JSON are refused in bounded memory."""
+    assert exchange(entry.port, entry.honest(engine)) == 200
+    before = resident()
+    with socket.create_connection((HERE, entry.port), timeout=30) as caller:
+        for piece in endless(entry, how):
+            try:
+                caller.sendall(piece)
+            except OSError:
+                break
+        try:
+            status = status_in(caller.recv(65_536))
+        except OSError:  # it has closed upon us, and a reset takes what was unread
+            status = 0
+    lost = exchange(entry.port, entry.honest(engine)) != 200
+    count(BULK, cases=1, answers_lost=int(lost))
+    assert status in {0, 400, 401, 408, 413, 431}
+    assert not lost
+    assert resident() - before < 48 * MIB
+
+
+def test_connections_that_drip_keep_nobody_waiting_and_are_closed(entry, engine, monkeypatch, size):
+    """Hundreds of connections that drip keep no honest caller waiting, and are closed."""
+    monkeypatch.setattr(slow_callers, "HEADERS_S", 1.0)
+    tried = size(200, 400)
+    with ExitStack() as opened:
+        slow = [
+            opened.enter_context(socket.create_connection((HERE, entry.port), timeout=30))
+            for _ in range(tried)
+        ]
+        answered = []
+        for byte in (b"P", b"O", b"S", b"T"):
+            for caller in slow:
+                caller.sendall(byte)
+            answered.append(exchange(entry.port, entry.honest(engine)))
+        left = [caller.recv(1000) for caller in slow]
+    lost = sum(status != 200 for status in answered)
+    count(DRIP, cases=tried, answers_lost=lost)
+    assert lost == 0
+    assert set(left) == {b""}
+
+
+# ---------------------------------------------------------------- many at once
+
+
+async def ask_axon(server, prompts, caller="validator"):
+    """All prompts at once, one connection each: status, body and seconds of each."""
+
+    async def one(client, asked):
+        headers = axon.signed(server, axon.CALLERS[caller], timeout="120.0", uuid=uuid.uuid4().hex)
+        began = time.monotonic()
+        response = await client.post(
+            "/Simulation", headers=headers, json={"simulation_input": asked}
+        )
+        return response.status_code, response.content, time.monotonic() - began
+
+    limits = httpx.Limits(max_connections=None)
+    base = f"http://{HERE}:{server.port}"
+    async with httpx.AsyncClient(base_url=base, timeout=120, limits=limits) as client:
+        return await asyncio.gather(*(one(client, asked) for asked in prompts))
+
+
+def test_a_hundred_prompts_of_one_moment_are_all_answered_in_time(here, engine):
+    """A hundred prompts of one moment are all answered before their start."""
+    hours = [axon.prompt(engine, num_simulations=1000 - number) for number in range(50)]
+    days = [
+        {**axon.low_frequency(engine), "num_simulations": 1000 - number} for number in range(50)
+    ]
+    prompts = [asked for pair in zip(hours, days, strict=True) for asked in pair]
+    with axon.listening(here, engine) as (server, _):
+        answers = asyncio.run(ask_axon(server, prompts))
+    # A prompt is asked a minute ahead; the desk itself refuses what would come later.
+    lost = sum(status != 200 or took > 60 for status, _, took in answers)
+    count(CROWD, cases=len(prompts), answers_lost=lost)
+    assert lost == 0
+    for (_, body, _), asked in list(zip(answers, prompts, strict=True))[::25]:
+        validate_answer(json.loads(body)["simulation_output"], axon.request_of(asked))
+
+
+class Held:
+    """The engine, which answers nobody until it is let."""
+
+    def __init__(self, engine):
+        self._engine, self.now, self.assets = engine, engine.now, engine.assets
+        self.release = threading.Event()
+
+    def answer(self, request, *, origin=None):
+        assert self.release.wait(60)
+        return self._engine.answer(request, origin=origin)
+
+
+def test_beyond_its_bound_the_queue_refuses_the_lowest_stake_clearly(here, engine, size):
+    """Beyond the queue's bound callers are refused clearly, the lowest stake first."""
+    room, beyond, rich = ANSWER_THREADS + MOST_WAITING, size(40, 200), 20
+    held = Held(engine)
+    crowd = [
+        axon.prompt(engine, 1 + number // 300, num_simulations=1 + number % 300)
+        for number in range(room + beyond)
+    ]
+    wealthy = [axon.prompt(engine, 30, num_simulations=1 + number) for number in range(rich)]
+    with axon.listening(here, held) as (server, desk), ThreadPoolExecutor(2) as callers:
+        poor = callers.submit(lambda: asyncio.run(ask_axon(server, crowd, "second")))
+        wait_for(lambda: len(desk.told) >= beyond)
+        preferred = callers.submit(lambda: asyncio.run(ask_axon(server, wealthy)))
+        wait_for(lambda: len(desk.told) >= beyond + rich)
+        waiting = desk.load().waiting
+        held.release.set()
+        refused = [answer for answer in poor.result() if answer[0] != 200]
+        answered = preferred.result()
+    lost = sum(status != 200 for status, _, _ in answered)
+    count(QUEUE, cases=len(crowd) + rich, answers_lost=lost)
+    assert waiting == MOST_WAITING
+    assert lost == 0
+    assert len(refused) == beyond + rich
+    assert {status for status, _, _ in refused} == {503}
+    assert all(json.loads(body)["message"].endswith(".") for _, body, _ in refused)
+
+
+# ---------------------------------------------------------------- replays and forgeries
+
+
+def test_an_honest_caller_is_answered_under_a_flood_of_replays_and_forgeries(here, engine, size):
+    """An honest caller is answered while one process replays and forges at full speed."""
+    with axon.listening(here, engine) as (server, _):
+        asked = axon.prompt(engine)
+        body = json.dumps({"simulation_input": asked}).encode()
+        kept = Entry(server.port, "/Simulation", axon.signed(server), body, server)
+        replay = kept.raw({"connection": "keep-alive"})
+        forged = kept.raw(
+            {"connection": "keep-alive", "bt_header_dendrite_signature": f"0x{'11' * 64}"}
+        )
+        assert exchange(server.port, kept.raw()) == 200  # from now on it is a replay
+        before = resident()
+        seconds = size(3, 60)
+        attacker = subprocess.Popen(
+            [sys.executable, str(FLOOD), HERE, str(server.port), str(seconds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with attacker:
+            assert attacker.stdin
+            attacker.stdin.write(json.dumps([replay.decode(), forged.decode()]))
+            attacker.stdin.close()
+            honest = []
+            while attacker.poll() is None:
+                honest.append(exchange(server.port, kept.honest(engine)))
+            assert attacker.stdout
+            told = json.loads(attacker.stdout.read())
+    lost = sum(status != 200 for status in honest)
+    count(FLOODED, cases=sum(told.values()), answers_lost=lost)
+    assert len(honest) > seconds
+    assert lost == 0
+    assert set(told) == {"401"}
+    assert resident() - before < 48 * MIB
