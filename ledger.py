@@ -13,6 +13,7 @@ further: 60 MB are sketches that wait for their day to pass, the rest are scores
 
 import json
 import logging
+import os
 import queue
 import sqlite3
 import threading
@@ -292,7 +293,13 @@ class Ledger:
 
     def scored(self, start_from: float) -> list[ScoredAnswer]:
         """Scored answers to prompts that began at or after then, by start."""
-        return [_scored_answer(row) for row in self._select(_SCORED, (start_from,))]
+        found = []
+        for row in self._select(_SCORED, (start_from,)):
+            try:
+                found.append(_scored_answer(row))
+            except DataError as error:
+                self._complain(str(error))
+        return found
 
     def prompts(self, since: float) -> list[dict[str, object]]:
         """The rows of `prompts` since a time, the latest first."""
@@ -315,15 +322,28 @@ class Ledger:
                 connection = self._connected()
                 with connection:
                     return work(connection)
-            except sqlite3.OperationalError as error:  # locked, full, read-only, gone
-                self._disconnect()
-                self._complain(
-                    f"{self._path} cannot be used ({error}); free the disk or make the folder "
-                    "writable, answers go on without it."
-                )
             except sqlite3.DatabaseError as error:
-                self._set_aside(str(error))
+                if self._is_of_the_disk(error):
+                    self._disconnect()
+                    self._complain(
+                        f"{self._path} cannot be used ({error}); free the disk or make the folder "
+                        "writable, answers go on without it."
+                    )
+                else:
+                    self._set_aside(str(error))
         return otherwise
+
+    def _is_of_the_disk(self, error: sqlite3.DatabaseError) -> bool:
+        """Whether the file is locked, full, read-only or gone, and not damaged.
+
+        A damaged header may claim a format that SQLite will not write, or does not know.
+        """
+        if not isinstance(error, sqlite3.OperationalError):
+            return False
+        code = getattr(error, "sqlite_errorcode", None)
+        if code == sqlite3.SQLITE_READONLY:
+            return not os.access(self._path, os.W_OK)
+        return code != sqlite3.SQLITE_ERROR
 
     def _connected(self) -> sqlite3.Connection:
         """Raises: sqlite3.Error."""
@@ -344,6 +364,7 @@ class Ledger:
         )
         try:
             connection.row_factory = sqlite3.Row
+            connection.text_factory = _text
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             _prepare(connection)
@@ -506,16 +527,25 @@ def _pending_answer(row: sqlite3.Row) -> PendingAnswer:
 
 
 def _scored_answer(row: sqlite3.Row) -> ScoredAnswer:
-    covered = {
-        name: (inside, known) for name, (inside, known) in json.loads(row["covered"]).items()
-    }
-    return ScoredAnswer(
-        asset=row["asset"],
-        frequency=row["frequency"],
-        start_ts=row["start_ts"],
-        rung=row["rung"],
-        score=row["score"],
-        ewma_t=row["ewma_t"],
-        intervals=json.loads(row["intervals"]),
-        covered={name: (inside, known) for name, (inside, known) in covered.items()},
-    )
+    """Raises: DataError if the row cannot be read."""
+    try:
+        covered = json.loads(row["covered"])
+        return ScoredAnswer(
+            asset=row["asset"],
+            frequency=row["frequency"],
+            start_ts=row["start_ts"],
+            rung=row["rung"],
+            score=float(row["score"]),
+            ewma_t=float(row["ewma_t"]),
+            intervals={name: float(bp) for name, bp in json.loads(row["intervals"]).items()},
+            covered={name: (int(inside), int(known)) for name, (inside, known) in covered.items()},
+        )
+    except (ValueError, TypeError, AttributeError):
+        raise DataError(
+            f"the scores in row {row['id']} of the ledger cannot be read; they are left out."
+        ) from None
+
+
+def _text(data: bytes) -> str:
+    """Text as stored; a byte that rotted costs a letter, not every row of the query."""
+    return data.decode("utf-8", errors="replace")

@@ -315,3 +315,37 @@ def test_two_miners_may_write_the_same_file(path):
             thread.join(30)
         assert len(one.prompts(since=0)) == 40
         assert one.lost == other.lost == 0
+
+
+@pytest.mark.parametrize(
+    ("sound", "rotten"), [(b'{"1min"', b'["1min"'), (b'{"1min"', b'{"1\xffmin')]
+)
+def test_scores_that_rotted_are_left_out_and_the_rest_is_read(path, sound, rotten, caplog):
+    with Ledger(path) as book:
+        for start in (START, START + 60):
+            book.keep(prompt(start), answer())
+        book.flush()
+        for waiting in book.pending("BTC", "hf", START + DAY_S, limit=9):
+            book.save_scores([(waiting, score(), 510.0)], now=START + 4000)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(sound, rotten[: len(sound)], 1))
+    with Ledger(path) as book:
+        assert len(book.scored(START)) == 1
+        assert len(book.prompts(0)) == 2
+    assert "left out" in caplog.text
+
+
+@pytest.mark.parametrize("byte", [18, 47])
+def test_a_header_that_rotted_is_set_aside_and_the_ledger_goes_on(path, byte):
+    with Ledger(path) as book:
+        book.keep(prompt())
+        book.flush()
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 0x80
+    path.write_bytes(content)
+    with Ledger(path) as book:
+        for start in (START, START + 60):
+            book.keep(prompt(start))
+            book.flush()
+        assert book.prompts(0)
+    assert len(list(path.parent.glob("*.damaged-*[0-9]Z"))) == 1
