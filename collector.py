@@ -2,11 +2,11 @@
 
 Two duties. `collect` runs every minute: it appends the candles that closed, asks
 for gaps of the last day, and reads the newest bars again, because venues correct
-them; once an hour it reads further back. `backfill` runs on the first start and
-after a break: it fetches what is missing of the past, newest first and for all
-assets alike, so that the miner is of use as soon as can be. What is on the disk is
-never asked for again, so both may be interrupted anywhere, and two processes on
-one folder find each other's work done.
+them; once an hour, and once a day, it reads further back. `backfill` runs on the
+first start and after a break: it fetches what is missing of the past, newest first
+and for all assets alike, so that the miner is of use as soon as can be. What it
+finds on the disk it never asks for again, so both may be interrupted anywhere, and
+two processes on one folder find each other's work done.
 
 Of feeds that are not scored only history is fetched, and only where the scored
 feed has none: before its first bar and in holes of days.
@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 REREAD_BARS: Final = 5  # read again with every append
 LATE_REREAD_S: Final = 2 * 3600  # read again once every hour
 LATE_EVERY_S: Final = 3600
+DAILY_REREAD_S: Final = 2 * DAY_S  # read again once every day
 SETTLE_S: Final = 600  # a younger gap may still be filled: it is asked for again
 REPAIR_S: Final = DAY_S  # gaps that `collect` looks for; older ones are `backfill`'s
 NEARBY_S: Final = 3600  # gaps that lie closer together are asked for in one call
@@ -115,7 +116,7 @@ class Collector:
         self._quarantine = quarantine
         self._clock = clock
         self._days = days
-        self._late_at: dict[Series, int] = {}
+        self._read_at: dict[Series, int] = {}
         self._failing: dict[str, str] = {}
         self._lock = Lock()
 
@@ -135,13 +136,23 @@ class Collector:
 
     def _bring_up(self, series: Series, now: int, into: Collected) -> None:
         end = now // series.bar_s * series.bar_s
-        is_late = now // LATE_EVERY_S != self._late_at.get(series, 0)
-        reread_s = max(REREAD_BARS * series.bar_s, LATE_REREAD_S if is_late else 0)
         first = series.oldest(now, min(self._days, REPAIR_S / DAY_S))
         missing = self._store.missing(*series.key, first, end)
-        for start, until in _calls([*missing, (max(first, end - reread_s), end)]):
+        reread = max(series.oldest(now, self._days), end - self._reread_s(series, now))
+        for start, until in _calls([*missing, (reread, end)]):
             self._fetch(series, start, until, now, into)
-        self._late_at[series] = now // LATE_EVERY_S
+        self._read_at[series] = now
+
+    def _reread_s(self, series: Series, now: int) -> int:
+        """How far back to read again: the last bars, and with a new hour or day more."""
+        before = self._read_at.get(series, 0)
+        if now // DAY_S != before // DAY_S:
+            return DAILY_REREAD_S
+        return (
+            LATE_REREAD_S
+            if now // LATE_EVERY_S != before // LATE_EVERY_S
+            else (REREAD_BARS * series.bar_s)
+        )
 
     # -- the past
 
@@ -235,24 +246,48 @@ class Collector:
         """Ask for a span, store what is sound, set the rest aside.
 
         A jump in the last few bars waits for its neighbours: it is neither stored
-        nor refused, and its time stays unchecked.
+        nor refused, and its time stays unchecked. So does for a day the time of what
+        was refused: venues withdraw nonsense.
         """
         feed = self._feeds[series.feed.venue]
-        candles, set_aside = feed.candles(series.feed.symbol, series.bar_s, start, end)
+        fetched, set_aside = feed.candles(series.feed.symbol, series.bar_s, start, end)
+        candles, end = self._shown(series, fetched, start, end, now)
         edge = now // series.bar_s * series.bar_s - MAX_SPIKE_BARS * series.bar_s
         waiting = [row for row in set_aside if row.reason == SPIKE and row.ts >= edge]
         confirmed = self._confirmed(
             series, [row for row in set_aside if row.reason == SPIKE and row not in waiting]
         )
         settled = (now - SETTLE_S) // series.bar_s * series.bar_s
-        until = min([end, settled, *(row.ts for row in waiting)])
+        refused = [row for row in set_aside if row not in waiting and row not in confirmed]
+        doubtful = (row.ts for row in refused if row.ts >= max(start, now - REPAIR_S))
+        until = min([end, settled, *(row.ts for row in waiting), *doubtful])
         self._append(series, candles, (start, until) if start < until else None, into)
         if confirmed:
             self._append(series, _closes_alone(confirmed, series), None, into)
-        refused = [row for row in set_aside if row not in waiting and row not in confirmed]
         into.refused += self._quarantine.add(
             series.feed.name, series.asset, series.bar_s, refused, now
         )
+
+    def _shown(
+        self, series: Series, candles: Candles, start: int, end: int, now: int
+    ) -> tuple[Candles, int]:
+        """What of an answer is settled, and up to when it is all that the venue has.
+
+        An answer that ends early may be a cache's, as old as its last candle, which
+        then still forms: that one waits for a later one. And where nothing later is
+        known, the empty end is no gap yet: a venue that gives nothing for hours may
+        only have lost its way.
+        """
+        closed = now // series.bar_s * series.bar_s
+        shown = candles.bars.end_ts if len(candles) else start
+        if shown >= min(end, closed):
+            return candles, end
+        if shown > now - LATE_REREAD_S:
+            shown = max(start, shown - series.bar_s)
+            return candles.between(None, shown), shown
+        gaps = self._store.empty(*series.key, start, closed)
+        held_until = gaps[-1][0] if gaps and gaps[-1][1] == closed else closed
+        return candles, max(shown, min(end, held_until))
 
     def _append(
         self, series: Series, bars: Bars | Candles, checked: Span | None, into: Collected

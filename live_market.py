@@ -105,6 +105,7 @@ class LiveMarket:
         return self.prices.quote(asset)
 
     def warnings(self) -> tuple[str, ...]:
-        """Feeds that fail now, one sentence each, without its full stop."""
+        """Feeds that fail now or are hard to believe, one sentence each, without its full stop."""
         failing = self.collector.failing() | self.poller.failing()
-        return tuple(dict.fromkeys(sentence.rstrip(".") for sentence in failing.values()))
+        sentences = (*failing.values(), *self.prices.doubts())
+        return tuple(dict.fromkeys(sentence.rstrip(".") for sentence in sentences))

@@ -8,7 +8,7 @@ feed; `PricePoller` fills it.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -16,19 +16,33 @@ from math import log as ln
 from threading import Lock
 from typing import Final
 
+import numpy as np
+
 from clock import Clock
 from collector import VenueRound
-from config import ANCHOR_MAX_AGE_S, FeedPlan, FeedSymbol, Venue
+from config import (
+    ANCHOR_MAX_AGE_S,
+    DAY_S,
+    FeedPlan,
+    FeedSymbol,
+    MarketHours,
+    Venue,
+    asset_spec,
+)
 from domain import PriceQuote
 from errors import MinerError
 from feeds import Feed
+from seasonality import is_closed, new_york_seconds
 
 log = logging.getLogger(__name__)
 
 SAME_MOMENT_S: Final = 60  # two quotes no further apart tell how two feeds' levels compare
+OUT_OF_ORDER_S: Final = 120  # by more than this no quote overtakes another
 LEVEL_EVERY_S: Final = 300  # how often that is looked at while the scored feed is well
 WILD_FACTOR: Final = 8.0  # a quote this far off the last bar needs a second opinion
 AGREEMENT: Final = 1.1  # how far apart two feeds may be and still agree on that
+STILL_S: Final = 1800  # of market hours at one price: more than a quiet market's
+DIVERGENCE: Final = 0.02  # between two feeds of one price: more than a token's premium
 
 
 class AnchorSource(StrEnum):
@@ -68,14 +82,20 @@ class PriceBoard:
         self._quotes: dict[tuple[str, str], PriceQuote] = {}  # by asset and feed
         self._levels: dict[tuple[str, str], _Level] = {}
         self._doubtful: dict[tuple[str, str], _Level] = {}
+        self._still_since: dict[tuple[str, str], int] = {}
         self._lock = Lock()
 
     def post(self, asset: str, quote: PriceQuote) -> None:
-        """Take a quote in; an older one than the feed's latest changes nothing."""
+        """Take a quote in; one that comes after a newer one of its feed changes nothing.
+
+        One that is far older is newer all the same: a clock was fast and is right again.
+        """
         with self._lock:
             held = self._quotes.get((asset, quote.feed))
-            if held is None or held.ts <= quote.ts:
+            if held is None or not 0 < held.ts - quote.ts <= OUT_OF_ORDER_S:
                 self._quotes[asset, quote.feed] = quote
+                if held is None or held.price != quote.price:
+                    self._still_since[asset, quote.feed] = quote.ts
                 self._compare(asset)
 
     def quote(self, asset: str) -> PriceQuote | None:
@@ -88,6 +108,44 @@ class PriceBoard:
         with self._lock:
             level = self._levels.get((asset, feed.name))
         return float("inf") if level is None else now - level.ts
+
+    def doubts(self) -> tuple[str, ...]:
+        """What makes a scored feed's price hard to believe, one sentence each.
+
+        A price that has stood still in market hours, or that another feed of the same
+        price is far from, may be true: it is used, and an operator should look at it.
+        """
+        with self._lock:
+            return tuple(
+                sentence
+                for plan in self._plans.values()
+                for sentence in (*self._stillness(plan), *self._divergence(plan))
+            )
+
+    def _stillness(self, plan: FeedPlan) -> Iterator[str]:
+        quote = self._quotes.get((plan.asset, plan.scored.name))
+        if quote is None:
+            return
+        since = self._still_since[plan.asset, plan.scored.name]
+        still_s = _open_seconds(asset_spec(plan.asset).hours, since, quote.ts)
+        if still_s >= STILL_S:
+            yield (
+                f"{plan.asset}: {plan.scored.name} has stood at {quote.price:g} for "
+                f"{still_s / 60:.0f} minutes of market hours"
+            )
+
+    def _divergence(self, plan: FeedPlan) -> Iterator[str]:
+        scored = self._quotes.get((plan.asset, plan.scored.name))
+        for feed in plan.others:
+            other = self._quotes.get((plan.asset, feed.name))
+            if not (feed.same_price and scored and other):
+                continue
+            apart = abs(ln(scored.price / other.price))
+            if abs(scored.ts - other.ts) <= LEVEL_EVERY_S and apart > DIVERGENCE:
+                yield (
+                    f"{plan.asset}: {plan.scored.name} says {scored.price:g} and {feed.name} "
+                    f"{other.price:g}, {100 * apart:.1f} % apart"
+                )
 
     def anchor(self, asset: str, last_bar: PriceQuote, now: int) -> Anchor:
         """What the ladder gives; `last_bar` is the scored feed's last close."""
@@ -134,6 +192,12 @@ class PriceBoard:
         if quote is None or (level is None and not feed.same_price):
             return None
         return replace(quote, price=quote.price * (level.ratio if level else 1.0))
+
+
+def _open_seconds(hours: MarketHours, start: int, end: int) -> int:
+    """How much of a time the asset's market was open, to the minute; looks a day back."""
+    minutes = np.arange(max(start, end - DAY_S), end, 60, dtype=np.int64)
+    return int(60 * np.count_nonzero(is_closed(new_york_seconds(minutes), hours) == 0))
 
 
 def _is_near(level: _Level, other: _Level) -> bool:

@@ -231,6 +231,30 @@ def test_a_young_gap_is_asked_for_until_it_has_settled(world):
     assert NOW - 60 in world.closes()
 
 
+def test_a_venue_that_gives_nothing_for_hours_is_asked_again_for_them(world):
+    world.collector.collect()
+    feed = world.feeds[Venue.BINANCE]
+    feed.lacks = set(range(NOW, NOW + 6 * 3600, 60))
+    for _ in range(12):
+        world.clock.time += 1800
+        world.collector.collect()
+        world.collector.backfill()
+    feed.lacks = set()
+    world.collector.collect()
+    assert (np.diff(sorted(world.closes())) == 60).all()
+    assert max(world.closes()) == world.clock.time - 60
+
+
+def test_the_last_candle_of_an_old_copy_corrects_nothing(world):
+    world.collector.collect()
+    feed, last = world.feeds[Venue.BINANCE], NOW - 900
+    feed.lacks = set(range(last + 60, NOW + 3700, 60))
+    feed.prices[last] = 77.0  # as it was while it formed
+    world.clock.time = NOW + 3600  # an hour's late look back
+    world.collector.collect()
+    assert world.closes()[last] == feed.rule(last + 60)
+
+
 # ---------------------------------------------------------------- nonsense
 
 
@@ -458,9 +482,10 @@ def test_whatever_happens_the_store_ends_up_holding_what_the_venue_has(
         feed.failure = None if is_reachable else FeedUnreachable("away; wait.")
         (world.collector if minutes % 2 else world.another()).collect()
     feed.failure = None
+    end = int(world.clock.time)
+    feed.lacks.discard(end - 60)  # before a gap at the end, the last candle would wait
     world.collector.backfill()
     world.collector.collect()
-    end = int(world.clock.time)
     wanted = set(range(end - DAY_S, end, 60)) - feed.lacks
     held = world.closes()
     assert {ts for ts in held if ts >= end - DAY_S} == wanted

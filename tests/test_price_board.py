@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from config import ANCHOR_MAX_AGE_S, Venue, feed_plans, protocol_profile
 from domain import PriceQuote
 from errors import FeedRefused, FeedUnreachable
-from price_board import LEVEL_EVERY_S, AnchorSource, PriceBoard, PricePoller
+from price_board import LEVEL_EVERY_S, STILL_S, AnchorSource, PriceBoard, PricePoller
 
 NOW = 1_765_800_000
 PLANS = feed_plans("venue", protocol_profile("2026-09"))
@@ -116,6 +116,39 @@ def test_an_anchor_is_always_a_price_that_was_posted_and_never_older_than_the_ba
     assert anchor.ts >= bar.ts
     assert anchor.feed in (BTC, PYTH_BTC)
     assert 90 < anchor.price < 110
+
+
+def test_a_price_that_stands_still_in_market_hours_is_doubted():
+    board = PriceBoard(PLANS)
+    for age in range(STILL_S, -1, -60):
+        assert board.doubts() == ()
+        board.post("BTC", quote(100, age=age))
+    assert board.doubts() == (
+        "BTC: binance:BTCUSDT has stood at 100 for 30 minutes of market hours",
+    )
+    board.post("BTC", quote(101))
+    assert board.doubts() == ()
+
+
+def test_a_price_that_stands_still_while_the_market_rests_is_believed():
+    board = PriceBoard(PLANS)
+    saturday = 1_765_627_200  # 12:00 UTC
+    for second in range(0, 2 * STILL_S, 60):
+        board.post("SP500", PriceQuote(price=6800, ts=saturday + second, feed=SP500))
+    assert board.doubts() == ()
+
+
+def test_two_feeds_of_one_price_that_are_far_apart_are_doubted():
+    board = PriceBoard(PLANS)
+    board.post("BTC", quote(100))
+    board.post("BTC", quote(101, feed=PYTH_BTC))
+    assert board.doubts() == ()
+    board.post("BTC", quote(104, feed=PYTH_BTC))
+    (doubt,) = board.doubts()
+    assert doubt == f"BTC: {BTC} says 100 and {PYTH_BTC} 104, 3.9 % apart"
+    board.post("SP500", quote(6800, feed=SP500))
+    board.post("SP500", quote(680, feed=SPYX))
+    assert board.doubts() == (doubt,)
 
 
 # ---------------------------------------------------------------- asking
