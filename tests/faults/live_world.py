@@ -1,0 +1,214 @@
+"""A whole live miner but for its transport: loopback venues, collector, board and engine.
+
+The clock is turned by hand. After every turn the duties run once in the order in
+which a minute brings them, and prompts are asked.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from bar_cleaning import bars_from_minutes
+from bar_store import BarStore
+from clock import RehearsalClock
+from collector import Collected, Collector
+from config import FREQUENCIES, FeedPlan, HttpPolicy, Settings, Venue
+from data_fetcher import LiveSource
+from domain import Bars, Forecast, ForecastRequest
+from errors import MinerError
+from feeds import Feed, open_feeds
+from forecast_engine import ForecastEngine
+from loopback_venues import LoopbackVenues, serve_venues
+from market_view import Rung
+from price_board import AnchorSource, PriceBoard, PricePoller
+from quarantine import Quarantine
+from wire_format import encode_prompt_answer, validate_answer
+
+# So fast a market that no call waits for its share of a host's limit.
+SPEED: Final = 1e5
+PATIENT: Final = HttpPolicy(first_wait_s=0.0, attempts=2)
+HASTY: Final = HttpPolicy(connect_s=1, read_s=0.3, attempt_s=0.4, attempts=1)
+Series = tuple[str, str, int]  # venue, asset, bar length
+
+
+@dataclass
+class Hand:
+    """The time that a clock shows, set by hand."""
+
+    ts: float
+
+    def clock(self) -> RehearsalClock:
+        """A clock that shows it, at a speed that leaves all hosts their limits."""
+        return RehearsalClock(start=0.0, origin=0.0, speed=SPEED, wall=lambda: self.ts / SPEED)
+
+
+def walk(asset_seed: int, level: float, start: int, n: int, sigma: float = 5e-4) -> Bars:
+    """Minutes of a random walk from a moment on, no two closes alike."""
+    close = level * np.exp(np.cumsum(np.random.default_rng(asset_seed).normal(0, sigma, n)))
+    opened = np.concatenate([[level], close[:-1]])
+    return Bars(
+        open_ts=start + 60 * np.arange(n, dtype=np.int64),
+        open=opened,
+        high=np.maximum(opened, close) * 1.0001,
+        low=np.minimum(opened, close) * 0.9999,
+        close=close,
+        volume=np.ones(n),
+        bar_s=60,
+        feed="truth",
+    )
+
+
+@dataclass
+class Kept:
+    """What became of the prompts so far."""
+
+    asked: int = 0
+    lost: list[str] = field(default_factory=list)
+    rungs: set[str] = field(default_factory=set)
+    sources: set[str] = field(default_factory=set)  # of the prices that paths start from
+
+
+@dataclass
+class LiveWorld:
+    """One miner on one state folder."""
+
+    hand: Hand
+    settings: Settings
+    plans: Mapping[str, FeedPlan]
+    feeds: Mapping[Venue, Feed]
+    board: PriceBoard
+    poller: PricePoller
+    collector: Collector
+    store: BarStore
+    source: LiveSource
+    engine: ForecastEngine
+    kept: Kept = field(default_factory=Kept)
+
+    def turn(self, seconds: float = 60.0) -> Collected:
+        """Let time pass, do the minute's duties, ask every asset at its frequencies."""
+        self.hand.ts += seconds
+        done = self.collector.collect()
+        self.poller.poll()
+        self.engine.refresh()
+        self.ask_all()
+        return done
+
+    def ask_all(self) -> list[Forecast]:
+        """Every prompt that the profile knows; what is not answered validly is noted."""
+        answers = []
+        for plan in self.plans.values():
+            for frequency in plan.frequencies:
+                spec = FREQUENCIES[frequency]
+                request = ForecastRequest(
+                    asset=plan.asset,
+                    start_ts=(int(self.hand.ts) // 60 + 1) * 60,
+                    increment_s=spec.prompt_increment_s,
+                    length_s=spec.prompt_length_s,
+                    num_paths=8,
+                )
+                answer = self.ask(request)
+                answers += [answer] if answer is not None else []
+        return answers
+
+    def ask(self, request: ForecastRequest) -> Forecast | None:
+        """The answer, or None and a note if there is no valid one."""
+        self.kept.asked += 1
+        try:
+            answer = self.engine.answer(request)
+            validate_answer(encode_prompt_answer(answer), request)
+            assert np.isfinite(answer.paths).all()
+            assert Rung(answer.diagnostics.rung)
+            assert AnchorSource(answer.diagnostics.anchor_source)
+        except (MinerError, AssertionError, ArithmeticError, LookupError) as error:
+            self.kept.lost.append(f"{request.asset} {request.increment_s} s: {error!r}")
+            return None
+        self.kept.rungs.add(answer.diagnostics.rung)
+        self.kept.sources.add(answer.diagnostics.anchor_source)
+        return answer
+
+    def stored(self, series: Series) -> dict[int, float]:
+        """Closes by open time."""
+        bars = self.store.load(*series)
+        return {} if bars is None else dict(zip(bars.open_ts.tolist(), bars.close, strict=True))
+
+    def lies(self, market: Mapping[str, Bars]) -> list[str]:
+        """Stored bars that never were, or that had not closed by now."""
+        found = []
+        for venue, asset, bar_s in self.store.series():
+            truth = truth_of(market[asset], bar_s)
+            for ts, close in self.stored((venue, asset, bar_s)).items():
+                if truth.get(ts) != close or ts + bar_s > self.hand.ts:
+                    found.append(f"{venue} {asset} {bar_s}: {ts} {close} not {truth.get(ts)}")
+        return found
+
+    def lacking(self, market: Mapping[str, Bars], since: int, *assets: str) -> list[str]:
+        """Closed minutes of the scored feeds since a moment that are not stored."""
+        found = []
+        for plan in (self.plans[asset] for asset in assets or self.plans):
+            held = self.stored((plan.scored.venue.value, plan.asset, 60))
+            wanted = [ts for ts in truth_of(market[plan.asset], 60) if since <= ts]
+            found += [
+                f"{plan.asset} {ts}" for ts in wanted if ts + 60 <= self.hand.ts and ts not in held
+            ]
+        return found
+
+
+def truth_of(minutes: Bars, bar_s: int) -> dict[int, float]:
+    """True closes by open time."""
+    bars = minutes if bar_s == 60 else bars_from_minutes(minutes, bar_s=bar_s)
+    return dict(zip(bars.open_ts.tolist(), bars.close.tolist(), strict=True))
+
+
+@contextmanager
+def live_world(
+    settings: Settings, hand: Hand, *, policy: HttpPolicy = PATIENT
+) -> Iterator[LiveWorld]:
+    """Open a miner over settings whose addresses lead to loopback venues."""
+    clock = hand.clock()
+    with ExitStack() as opened:
+        source = LiveSource(settings, clock)
+        feeds = open_feeds(
+            settings, clock, policy=policy, quote_policy=policy, sleep=lambda _seconds: None
+        )
+        for feed in feeds.values():
+            opened.callback(feed.close)
+        board, store = PriceBoard(source.plans), BarStore(settings.state_dir)
+        yield LiveWorld(
+            hand=hand,
+            settings=settings,
+            plans=source.plans,
+            feeds=feeds,
+            board=board,
+            poller=PricePoller(source.plans, feeds, board, clock),
+            collector=Collector(
+                source.plans,
+                feeds,
+                store,
+                Quarantine(settings.state_dir),
+                clock,
+                days=settings.days,
+            ),
+            store=store,
+            source=source,
+            engine=ForecastEngine.open(source, settings, board),
+        )
+
+
+@contextmanager
+def served(market: Mapping[str, Bars], hand: Hand) -> Iterator[LoopbackVenues]:
+    """Loopback venues on the same hand-set time."""
+    with serve_venues(market, hand.clock()) as venues:
+        yield venues
+
+
+def live_settings(
+    root: Path, venues: LoopbackVenues, assets: tuple[str, ...], **more: object
+) -> Settings:
+    """Settings of a small live miner."""
+    chosen: dict[str, object] = {"state_dir": root / "state", "model_dir": root / "models"}
+    chosen |= {"days": 3.0, "memory_days": 15, "served_assets": assets, **venues.urls, **more}
+    return Settings(**chosen)  # type: ignore[arg-type]
