@@ -10,7 +10,7 @@ DEV_STAMP := $(VENV)/.requirements-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help test faults demo lint bench clean
+.PHONY: help test faults demo lint bench lock audit clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,19 @@ lint: $(DEV_STAMP) ## ruff and mypy only
 
 bench: $(RUN_STAMP) ## time warm answers of the models in models/: make bench FLAGS="--source archive --archive-dir bars"
 	$(BIN)/python benchmarks/answers.py $(FLAGS)
+
+lock: | $(BIN)/python ## renew requirements.lock: every package at one version, with hashes
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+		echo "make: the lock is made with Python 3.11; set PYTHON=python3.11 and another VENV." >&2; exit 1; }
+	$(PIP) pip-tools==7.6.2
+	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --upgrade --allow-unsafe \
+		--generate-hashes --strip-extras --no-emit-index-url --no-emit-trusted-host \
+		--no-emit-find-links --output-file requirements.lock requirements.txt requirements-axon.txt
+
+# --strict: a package that cannot be looked up is a failure, not a footnote.
+audit: | $(BIN)/python ## look for known vulnerabilities of requirements.lock; needs the internet
+	$(PIP) pip-audit==2.10.1
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
 
 clean: ## remove the environment, the demo and the caches; models/ and state/ stay
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
