@@ -98,6 +98,16 @@ class PriceBoard:
                     self._still_since[asset, quote.feed] = quote.ts
                 self._compare(asset)
 
+    def forget_after(self, moment: float) -> None:
+        """Drop quotes and levels dated later: a venue's nonsense, or ours before a clock was set.
+
+        Kept, they would pass for new until their time has come.
+        """
+        with self._lock:
+            for dated in (self._quotes, self._levels, self._doubtful):
+                for key in [key for key, entry in dated.items() if entry.ts > moment]:
+                    del dated[key]
+
     def quote(self, asset: str) -> PriceQuote | None:
         """The latest quote of the scored feed."""
         with self._lock:
@@ -248,6 +258,7 @@ class PricePoller:
         for their level. A venue that cannot be reached is left alone for the rest of
         the round; what begins to fail is logged once. Never raises for a feed.
         """
+        self._board.forget_after(self._clock.now() + SAME_MOMENT_S)
         failures = self._ask([(plan.asset, plan.scored) for plan in self._plans.values()])
         failures |= self._ask(
             [
@@ -258,6 +269,7 @@ class PricePoller:
             ],
             spared=failures,
         )
+        self._board.forget_after(self._clock.now() + SAME_MOMENT_S)
         for name, sentence in failures.items():
             if name not in self._failing:
                 log.warning("no price", extra={"feed": name, "reason": sentence})

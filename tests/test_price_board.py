@@ -229,6 +229,20 @@ def test_other_feeds_are_asked_while_the_scored_one_gives_no_young_price():
     assert "pyth" in turn.poll()
 
 
+def test_a_quote_from_the_future_blocks_no_later_one():
+    turn = Round("BTC")
+    turn.clock.time += 3600  # our clock, an hour ahead until it is set
+    turn.poll()
+    turn.clock.time -= 3590
+    turn.poll()
+    held = turn.board.quote("BTC")
+    assert held is not None
+    assert held.ts == NOW + 10
+    turn.feeds[Venue.BINANCE].age = -7200  # a venue that dates its price ahead
+    turn.poll()
+    assert turn.board.quote("BTC") is None
+
+
 def test_an_unreachable_venue_is_asked_once_a_round_and_named_once(caplog):
     turn = Round("XAU", "SP500", "BTC")
     turn.feeds[Venue.HYPERLIQUID].prices["xyz:GOLD"] = FeedUnreachable("it is away; wait.")
