@@ -22,6 +22,7 @@ from wire_format import encode_prompt_answer, validate_answer
 
 HF = Frequency.HF
 BLOCK = 4096
+HEADER = 100  # bytes of an SQLite file's header
 
 
 def torn(sound, dice, n):
@@ -206,6 +207,10 @@ def test_a_torn_or_rotten_ledger_never_raises_and_takes_new_records(tmp_path, so
     """Whatever is damaged in the ledger, no call raises, and soon it takes records again."""
     dice, n = random.Random(6), size(60, 2000)
     cases = [*torn(sound_ledger, dice, n), *rotten(sound_ledger, dice, n)]
+    for byte in range(HEADER):
+        damaged = bytearray(sound_ledger)
+        damaged[byte] ^= 1 << dice.randrange(8)
+        cases.append(bytes(damaged))
     for number, damaged in enumerate(cases):
         path = tmp_path / str(number) / LEDGER_FILE
         path.parent.mkdir()
