@@ -148,11 +148,11 @@ class Collector:
         before = self._read_at.get(series, 0)
         if now // DAY_S != before // DAY_S:
             return DAILY_REREAD_S
-        return (
-            LATE_REREAD_S
-            if now // LATE_EVERY_S != before // LATE_EVERY_S
-            else (REREAD_BARS * series.bar_s)
-        )
+        usual = REREAD_BARS * series.bar_s
+        if now // LATE_EVERY_S != before // LATE_EVERY_S:
+            usual = LATE_REREAD_S
+        # After an outage also what was new before it: it may have been corrected since.
+        return now - before + usual if now - before > usual else usual
 
     # -- the past
 

@@ -76,7 +76,7 @@ class TrueVenue:
 
 
 @pytest.mark.parametrize("jump_s", [3600, -3600, 90, -90, 7200])
-@pytest.mark.parametrize("outage_min", [0, 45])
+@pytest.mark.parametrize("outage_min", [0, 45, 240])
 def test_bars_are_whole_after_a_clock_jump(tmp_path, jump_s, outage_min):
     """After a clock jumped and was set right again every bar is there, as the venue has it."""
     clocks = Clocks()
