@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from threading import Event, Lock
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
@@ -42,6 +42,8 @@ from quarantine import Quarantine
 from spans import Span, clip_spans, merge_spans, subtract_spans
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 REREAD_BARS: Final = 5  # read again with every append
 LATE_REREAD_S: Final = 2 * 3600  # read again once every hour
@@ -376,19 +378,30 @@ def scored_series(plan: FeedPlan) -> list[Series]:
 
 
 def _at_one_venue(group: Sequence[Series], work: Callable[[Series, Collected], None]) -> Collected:
-    """An unreachable venue ends its list; any other failure is its series' own."""
-    done, venue = Collected(), VenueRound()
-    for series in group:
+    done = Collected()
+    done.failures = visit_venue(group, lambda one: one.feed.name, lambda one: work(one, done))
+    return done
+
+
+def visit_venue(
+    entries: Sequence[T], name_of: Callable[[T], str], call: Callable[[T], object]
+) -> dict[str, str]:
+    """Call for every entry in turn; returns the feeds that failed, each with its sentence.
+
+    An unreachable venue ends the round; any other failure is its entry's own.
+    """
+    failures: dict[str, str] = {}
+    venue = VenueRound()
+    for entry in entries:
         try:
-            work(series, done)
+            call(entry)
         except MinerError as error:
-            done.failures[series.feed.name] = str(error)
+            failures[name_of(entry)] = str(error)
             if venue.is_down_after(error):
-                done.failures |= {entry.feed.name: str(error) for entry in group}
-                break
+                return failures | {name_of(other): str(error) for other in entries}
         else:
             venue.worked()
-    return done
+    return failures
 
 
 @dataclass(slots=True)

@@ -58,6 +58,11 @@ class ReturnGrid:
     def __len__(self) -> int:
         return len(self.open_ts)
 
+    @property
+    def known(self) -> int:
+        """How many bars of the grid are not missing."""
+        return int((self.span > 0).sum())
+
     def part(self, begin: int, end: int) -> "ReturnGrid":
         """The bars begin ≤ i < end of the grid (a view)."""
         return ReturnGrid(

@@ -66,9 +66,9 @@ from pooled_prior import PooledPrior, fit_blend_bucket, prior_known_at
 from scheduled_events import known_events
 from training_rows import (
     FOLDS,
-    SESSION_SHARE,
     Fold,
     Market,
+    fewest_bars,
     jitter_leads,
     prepare_market,
     recency_weights,
@@ -428,12 +428,11 @@ def _days(history: MarketHistory) -> float:
 
 def _require_enough(history: MarketHistory, grid: ReturnGrid) -> None:
     spec = FREQUENCIES[history.frequency]
-    known = _known(grid)
-    needed = int(spec.minimum_days * spec.bars_per_day)
-    if len(grid) < needed or known < needed // SESSION_SHARE:
+    length, known = fewest_bars(spec)
+    if len(grid) < length or grid.known < known:
         raise InsufficientHistory(
             f"{_name(history)}: {_extent(history, grid)} are too few; training needs "
-            f"{needed // SESSION_SHARE} over at least {spec.minimum_days:g} days: collect or "
+            f"{known} over at least {spec.minimum_days:g} days: collect or "
             "import more."
         )
 
@@ -442,12 +441,8 @@ def _name(history: MarketHistory) -> str:
     return f"{history.asset} {history.frequency.value}"
 
 
-def _known(grid: ReturnGrid) -> int:
-    return int((grid.span > 0).sum())
-
-
 def _extent(history: MarketHistory, grid: ReturnGrid) -> str:
-    return f"{_known(grid)} bars over {_days(history):.1f} days"
+    return f"{grid.known} bars over {_days(history):.1f} days"
 
 
 def _judge_all(bars: _Bars, seed: int, progress: Progress) -> list[Judged]:

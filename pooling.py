@@ -24,7 +24,7 @@ from features import (
 )
 from pooled_prior import PooledPrior
 from seasonality import EventTimes, SeasonalProfile, fit_profile, mean_profile
-from training_rows import BURN_IN_DAYS, BURN_IN_SHARE, SESSION_SHARE, recency_weights, sample_leads
+from training_rows import BURN_IN_DAYS, BURN_IN_SHARE, fewest_bars, recency_weights, sample_leads
 from uncertainty_engine import blend_ridge, bucket_design, fit_log_linear
 
 POOL_HISTORY_DAYS: Final = {Frequency.HF: 120.0, Frequency.LF: 365.0}
@@ -104,9 +104,8 @@ def _part(history: MarketHistory, until: int, events: Sequence[EventTimes]) -> _
     if not len(window.bars):
         return None
     grid = return_grid(window.bars)
-    known = int((grid.span > 0).sum())
-    needed = spec.minimum_days * spec.bars_per_day
-    if len(grid) < needed or known < needed / SESSION_SHARE:
+    length, known = fewest_bars(spec)
+    if len(grid) < length or grid.known < known:
         return None
     hours = asset_spec(history.asset).hours
     profile = fit_profile(
@@ -115,7 +114,7 @@ def _part(history: MarketHistory, until: int, events: Sequence[EventTimes]) -> _
     rows = _rows(spec, grid, profile)
     if not all(len(target) for _, target, _ in rows):
         return None
-    days = known / spec.bars_per_day
+    days = grid.known / spec.bars_per_day
     return _Part(asset=history.asset, days=days, profile=profile, rows=rows)
 
 

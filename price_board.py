@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 
 from clock import Clock
-from collector import VenueRound
+from collector import visit_venue
 from config import (
     ANCHOR_MAX_AGE_S,
     DAY_S,
@@ -30,7 +30,6 @@ from config import (
     asset_spec,
 )
 from domain import PriceQuote
-from errors import MinerError
 from feeds import Feed
 from seasonality import is_closed, new_york_seconds
 
@@ -302,16 +301,8 @@ class PricePoller:
         return failures
 
     def _ask_venue(self, wanted: list[tuple[str, FeedSymbol]]) -> dict[str, str]:
-        failures: dict[str, str] = {}
-        venue = VenueRound()
-        for asset, feed in wanted:
-            try:
-                self._board.post(asset, self._feeds[feed.venue].price(feed.symbol))
-            except MinerError as error:
-                failures[feed.name] = str(error)
-                if venue.is_down_after(error):
-                    failures |= {other.name: str(error) for _, other in wanted}
-                    break
-            else:
-                venue.worked()
-        return failures
+        def post(entry: tuple[str, FeedSymbol]) -> None:
+            asset, feed = entry
+            self._board.post(asset, self._feeds[feed.venue].price(feed.symbol))
+
+        return visit_venue(wanted, lambda entry: entry[1].name, post)

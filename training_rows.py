@@ -6,6 +6,7 @@ leads, so the number of training rows does not grow with the number of leads.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Final
 
 import numpy as np
@@ -59,6 +60,12 @@ def rolling_splits(n_bars: int, horizon_bars: int) -> tuple[Fold, ...]:
         Fold(train_end=begin - horizon_bars, begin=begin, end=min(begin + size, n_bars))
         for begin in begins
     )
+
+
+def fewest_bars(spec: FrequencySpec) -> tuple[int, int]:
+    """How long a grid must be for training, and how many of its bars must be known."""
+    length = spec.minimum_days * spec.bars_per_day
+    return ceil(length), ceil(length / SESSION_SHARE)
 
 
 def sample_leads(rng: Generator, n_base: int, n_leads: int, *, draws: int = 1) -> IntArray:
@@ -138,8 +145,7 @@ def prepare_market(
     """
     past = grid.part(0, train_end)
     own = fit_profile(past.open_ts, move_sizes(past), bar_s=spec.bar_s, hours=hours, events=events)
-    days = float((past.span > 0).sum()) / spec.bars_per_day
-    profile = pooled_clock(own, prior, days)
+    profile = pooled_clock(own, prior, past.known / spec.bars_per_day)
     standardiser = fit_standardiser(past, profile)
     rows = np.arange(len(grid))
     first = warm_up if len(warm_up) else grid

@@ -10,7 +10,6 @@ import pytest
 from bar_cleaning import SetAsideBar
 from bar_store import BarStore
 from config import DAY_S, Frequency, Settings
-from domain import ForecastRequest
 from errors import StateError
 from forecast_engine import ForecastEngine
 from ledger import LEDGER_FILE, Ledger
@@ -18,9 +17,9 @@ from model_store import publish_set, published_sets, roll_back
 from quarantine import Quarantine
 from state_store import StateStore
 from tests.faults import victims
+from tests.faults.asking import ask
 from tests.faults.disk import REFUSALS, read_only, refusing, resize, small_disk
 from tests.faults.tally import count
-from wire_format import encode_prompt_answer, validate_answer
 
 HF = Frequency.HF
 MOST_CALLS = 200
@@ -153,19 +152,6 @@ def test_every_refused_call_leaves_the_old_or_the_new(tmp_path, what, code):
 
 def settings_below(model_dir, root):
     return Settings(source="archive", model_dir=model_dir, state_dir=root / "state")
-
-
-def ask(engine):
-    request = ForecastRequest(
-        asset="BTC",
-        start_ts=engine.now() // 60 * 60 + 60,
-        increment_s=60,
-        length_s=3600,
-        num_paths=20,
-    )
-    answer = engine.answer(request)
-    validate_answer(encode_prompt_answer(answer), request)
-    return answer
 
 
 @pytest.mark.parametrize("code", REFUSALS, ids=[os.strerror(code) for code in REFUSALS])

@@ -8,7 +8,6 @@ import pytest
 
 from bar_store import BarStore
 from config import DAY_S, Frequency, Settings
-from domain import ForecastRequest
 from errors import ModelError, StateError
 from forecast_engine import ForecastEngine
 from ledger import LEDGER_FILE, Ledger
@@ -17,8 +16,8 @@ from market_view import Rung
 from model_store import POINTER, publish_set, published_sets
 from state_store import StateStore, locked
 from tests.faults import victims
+from tests.faults.asking import ask
 from tests.faults.tally import count
-from wire_format import encode_prompt_answer, validate_answer
 
 HF = Frequency.HF
 BLOCK = 4096
@@ -77,19 +76,6 @@ def test_a_torn_or_rotten_day_of_bars_is_set_aside_and_asked_for_anew(tmp_path, 
 def settings(model_dir, tmp_path):
     models = shutil.copytree(model_dir, tmp_path / "models")
     return Settings(source="archive", model_dir=models, state_dir=tmp_path / "state")
-
-
-def ask(engine):
-    request = ForecastRequest(
-        asset="BTC",
-        start_ts=engine.now() // 60 * 60 + 60,
-        increment_s=60,
-        length_s=3600,
-        num_paths=20,
-    )
-    answer = engine.answer(request)
-    validate_answer(encode_prompt_answer(answer), request)
-    return answer
 
 
 def test_a_torn_or_rotten_state_changes_no_answer(archive, settings, size):
