@@ -52,9 +52,11 @@ from wire_format import format_iso
 log = logging.getLogger(__name__)
 
 STATE_KIND: Final = "market"
-STATE_SCHEMA: Final = 3
+STATE_SCHEMA: Final = 4
 CACHED_VIEWS: Final = 64  # moments per asset and frequency
 STATE_SPACING_S: Final = DAY_S  # states of past moments that are kept for replays
+# With the newest, one that is at least a day old: replays of the last day go on from it.
+SAVED_STATES: Final = 3
 
 
 # ---------------------------------------------------------------- the forecast
@@ -341,14 +343,14 @@ class ForecastEngine:
         self._markets = markets  # in one step: answers may be looking through the former
 
     def checkpoint(self) -> None:
-        """Write the newest state of every market. Raises StateError if the disk refuses."""
+        """Write the newest states of every market. Raises StateError if the disk refuses."""
         for (asset, frequency), market in self._markets.items():
             with market.lock:
-                newest, bars = market.states[-1] if market.states else None, market.history.bars
-            if newest is not None:
+                states, bars = market.states[-SAVED_STATES:], market.history.bars
+            if states:
+                saved = [{**state.to_dict(), "bars": _seen_bars(bars, state)} for state in states]
                 name = self._state_name(asset, frequency)
-                document = {**newest.to_dict(), "bars": _seen_bars(bars, newest)}
-                self._store.save(STATE_KIND, name, STATE_SCHEMA, document)
+                self._store.save(STATE_KIND, name, STATE_SCHEMA, {"states": saved})
 
     def _state_name(self, asset: str, frequency: Frequency) -> str:
         return f"{self._source.name}/{asset}_{frequency.value}"
@@ -378,21 +380,20 @@ class ForecastEngine:
     def _saved_states(
         self, asset: str, frequency: Frequency, models: ModelSet, history: MarketHistory
     ) -> list[MarketState]:
-        """The state on disk, if it is of these models and of these bars' past."""
+        """The states on disk that are of these models and of these bars' past."""
         name = self._state_name(asset, frequency)
         try:
-            document = self._store.load(
-                STATE_KIND, name, STATE_SCHEMA, migrations={2: _from_schema_2}
-            )
+            document = self._store.load(STATE_KIND, name, STATE_SCHEMA, migrations=MIGRATIONS)
         except StateError as error:  # a state saves work and changes nothing
             log.warning("%s", error)
             return []
-        if document is None:
-            return []
-        state = MarketState.from_dict(document)
-        seen = _seen_bars(history.bars, state)
-        same_bars = seen is not None and document["bars"] == seen
-        return [state] if same_bars and state.model_id == models.model_id else []
+        states = []
+        for saved in document["states"] if document else ():
+            state = MarketState.from_dict(saved)
+            seen = _seen_bars(history.bars, state)
+            if state.model_id == models.model_id and seen is not None and saved["bars"] == seen:
+                states.append(state)
+        return states
 
     # -- answers
 
@@ -562,6 +563,14 @@ def _seen_bars(bars: Bars, state: MarketState) -> list[str] | None:
 def _from_schema_2(document: dict[str, Any]) -> dict[str, Any]:
     """Schema 2 knew its last bar alone, too little to tell whether bars were corrected."""
     return {key: value for key, value in document.items() if key != "last_bar"} | {"bars": None}
+
+
+def _from_schema_3(document: dict[str, Any]) -> dict[str, Any]:
+    """Schema 3 held the newest state alone."""
+    return {"states": [document]}
+
+
+MIGRATIONS: Final = {2: _from_schema_2, 3: _from_schema_3}
 
 
 def _take_note(market: _Market, sentence: str) -> None:

@@ -22,6 +22,7 @@ from data_fetcher import ArchiveSource, LoadedHistory, SimulatedSource
 from domain import Bars, ForecastRequest, MarketHistory, PriceQuote
 from errors import NoPriceError, RequestError, UnknownAsset
 from forecast_engine import (
+    STATE_SCHEMA,
     ForecastEngine,
     centre_path,
     draw,
@@ -833,18 +834,51 @@ def test_a_saved_state_of_bars_that_were_corrected_since_is_not_used(archive, se
     assert_as_if_opened_now(ForecastEngine.open(source, settings), source, settings)
 
 
-def test_a_state_of_the_schema_before_is_read_and_computed_anew(engine, archive, settings, caplog):
+def test_states_of_earlier_schemas_are_read(engine, archive, settings, caplog, monkeypatch):
     engine.checkpoint()
     store = StateStore(settings.state_dir)
-    document = store.load("market", "archive/BTC_hf", 3)
+    document = store.load("market", "archive/BTC_hf", STATE_SCHEMA)
     assert document is not None
-    del document["bars"]
-    store.save("market", "archive/BTC_hf", 2, {**document, "last_bar": ["archive:BTC_1m", 1.0]})
-    caplog.clear()
-    restarted = ForecastEngine.open(archive, settings)
-    assert caplog.records == []
+    newest = document["states"][-1]
     request = hour(engine)
-    assert restarted.answer(request).paths.tobytes() == engine.answer(request).paths.tobytes()
+    expected = engine.answer(request).paths.tobytes()
+    caplog.clear()
+
+    second = {name: value for name, value in newest.items() if name != "bars"}
+    store.save("market", "archive/BTC_hf", 2, {**second, "last_bar": ["archive:BTC_1m", 1.0]})
+    assert ForecastEngine.open(archive, settings).answer(request).paths.tobytes() == expected
+
+    store.save("market", "archive/BTC_hf", 3, newest)
+    monkeypatch.setattr("market_view.first_state", lambda *_: pytest.fail("all was read again"))
+    assert ForecastEngine.open(archive, settings).answer(request).paths.tobytes() == expected
+    assert caplog.records == []
+
+
+def test_a_restart_with_fewer_days_in_memory_repeats_what_was_said_of_the_last_day(
+    archive, settings
+):
+    """Over midnight the window of bars in memory moves: averages begin elsewhere."""
+    end = archive.now()
+    source = growing(archive, end - 3 * DAY_S)
+    engine = ForecastEngine.open(source, settings)
+    for left in range(3 * 24, -1, -1):
+        source.become(truncated(archive, end - left * 3600))
+        engine.refresh()
+    engine.checkpoint()
+    start = int(source.loaded["BTC", HF].bars.open_ts[0]) + DAY_S
+    source.loaded = {key: since(history, start) for key, history in source.loaded.items()}
+    restarted = ForecastEngine.open(source, settings)
+    for age in (0, 6 * 3600, DAY_S):
+        origin = end - age
+        request = ask(origin + 60)
+        before = engine.answer(request, origin=origin)
+        assert restarted.answer(request, origin=origin).paths.tobytes() == before.paths.tobytes()
+
+
+def since(history, start):
+    """The history without the bars before a moment."""
+    bars, prices = (part.between(start, None) for part in (history.bars, history.price_bars))
+    return replace(history, bars=bars, price_bars=prices)
 
 
 def minute_history(closes):

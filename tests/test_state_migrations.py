@@ -19,8 +19,8 @@ START = 1_764_547_200  # 2025-12-01 00:00 UTC
 
 def test_one_file_of_every_earlier_schema_is_kept():
     kept = sorted(file.name for file in KEPT.iterdir())
-    assert kept == ["bars_schema_1.msgpack", "market_schema_2.msgpack"]
-    assert STATE_SCHEMA == 3  # a new schema leaves a file of this one here
+    assert kept == ["bars_schema_1.msgpack", "market_schema_2.msgpack", "market_schema_3.msgpack"]
+    assert STATE_SCHEMA == 4  # a new schema leaves a file of this one here
 
 
 def test_a_day_of_bars_of_schema_1_is_read_and_grows(tmp_path):
@@ -43,12 +43,13 @@ def test_a_day_of_bars_of_schema_1_is_read_and_grows(tmp_path):
     assert not list(tmp_path.rglob("*.damaged-*"))
 
 
-def test_a_market_state_of_schema_2_costs_a_recomputation_and_no_answer(
-    tmp_path: Path, archive: ArchiveSource, model_dir: Path
+@pytest.mark.parametrize("schema", [2, 3])
+def test_a_market_state_of_an_earlier_schema_costs_at_most_a_recomputation(
+    tmp_path: Path, archive: ArchiveSource, model_dir: Path, schema: int
 ) -> None:
     state = tmp_path / STATE_KIND / "archive" / "BTC_hf.msgpack"
     state.parent.mkdir(parents=True)
-    shutil.copy(KEPT / "market_schema_2.msgpack", state)
+    shutil.copy(KEPT / f"market_schema_{schema}.msgpack", state)
     settings = Settings(source="archive", model_dir=model_dir, state_dir=tmp_path)
     engine = ForecastEngine.open(archive, settings)
     assert ("BTC", Frequency.HF) in engine.trained()
@@ -64,7 +65,7 @@ def test_a_schema_from_the_future_is_set_aside(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("*.damaged-*"))) == 1
 
 
-@pytest.mark.parametrize("name", ["bars_schema_1.msgpack", "market_schema_2.msgpack"])
+@pytest.mark.parametrize("name", sorted(file.name for file in KEPT.iterdir()))
 def test_the_kept_files_are_of_the_schema_that_they_are_named_after(
     tmp_path: Path, name: str
 ) -> None:
