@@ -31,8 +31,8 @@ lint: $(DEV_STAMP) ## ruff and mypy only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(RUN_STAMP) ## time warm answers of the models in models/: make bench FLAGS="--source archive --archive-dir bars"
-	$(BIN)/python benchmarks/answers.py $(FLAGS)
+bench: $(DEV_STAMP) ## every figure of speed, on a simulated market: FLAGS="--archive-dir bars" for your own
+	$(BIN)/python -m benchmarks.run $(FLAGS)
 
 lock: | $(BIN)/python ## renew requirements.lock: every package at one version, with hashes
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \

@@ -1,0 +1,1 @@
+"""What is measured by hand: `python -m benchmarks.run`, or one benchmark by its name."""

@@ -1,0 +1,108 @@
+"""Every figure of speed that the project holds itself to, in one table.
+
+    python -m benchmarks.run                          # on a simulated market
+    python -m benchmarks.run --archive-dir bars       # on bars of your own
+
+Models of one asset are trained into a temporary folder, then every module of
+`BENCHMARKS` measures in a process of its own. Exits with 1 if a row is missed and has
+no documented limit.
+"""
+
+import shlex
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any, Final
+
+from benchmarks.measuring import Row, exit_code, load_rows, show
+from config import Frequency, load_settings
+from console import run_script, script_parser
+from data_fetcher import open_source
+from errors import ConfigError, DataError, MinerError
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+# Each takes the flags of `measuring.bench_parser` and writes its rows with `finish`.
+BENCHMARKS: Final = ("answers",)
+
+
+def main() -> int:
+    """Train, measure, print the table."""
+    args = _arguments()
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        flags = _flags(args, folder)
+        if _run("train_models", *flags):
+            raise MinerError("training failed; see above for why.")
+        rows = [row for name in args.only or BENCHMARKS for row in _rows(name, flags, folder)]
+    show("Speed", rows)
+    return exit_code(rows)
+
+
+def _arguments() -> Namespace:
+    parser = script_parser(
+        "Measure everything that has a row in the table of speeds.",
+        examples=["python -m benchmarks.run --archive-dir bars --only answers"],
+    )
+    parser.add_argument(
+        "--archive-dir", metavar="DIR", help="folder of Parquet bars (default: a simulated market)"
+    )
+    parser.add_argument(
+        "--asset",
+        metavar="ASSET",
+        help="that is measured (default: the first with bars for both kinds of prompt)",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="NAME",
+        choices=BENCHMARKS,
+        help=f"one of {', '.join(BENCHMARKS)}; repeatable (default: all)",
+    )
+    return parser.parse_args()
+
+
+def _flags(args: Namespace, folder: Path) -> tuple[str, ...]:
+    """What every benchmark is told: the bars, folders of its own, the asset."""
+    given: dict[str, Any] = {"source": "simulated"}
+    if args.archive_dir:
+        given = {"source": "archive", "archive_dir": str(Path(args.archive_dir).resolve())}
+    served = open_source(load_settings(**given)).frequencies()
+    whole = [asset for asset, found in served.items() if set(found) == set(Frequency)]
+    if not whole:
+        raise DataError(
+            f"{args.archive_dir} has no asset with bars for both kinds of prompt; "
+            "add one-minute bars of one."
+        )
+    asset = args.asset or whole[0]
+    if asset not in whole:
+        raise ConfigError(f"{asset} cannot be measured here; choose one of {', '.join(whole)}.")
+    folders = {"model_dir": f"{folder}/models", "state_dir": f"{folder}/state"}
+    pairs = {**given, **folders, "asset": asset}
+    return tuple(f"--{name.replace('_', '-')}={value}" for name, value in pairs.items())
+
+
+def _rows(name: str, flags: Sequence[str], folder: Path) -> list[Row]:
+    """What a benchmark found; it says by its exit code alone that it missed a row."""
+    file = folder / f"{name}.json"
+    code = _run(f"benchmarks.{name}", *flags, f"--rows={file}")
+    if not file.exists():
+        raise MinerError(f"benchmark {name} ended with exit code {code}; see above for why.")
+    return load_rows(file)
+
+
+def _run(module: str, *flags: str) -> int:
+    """Run a module of the project; its exit code."""
+    begun = perf_counter()
+    command = [sys.executable, "-m", module, *flags]
+    print(f"\n$ python {shlex.join(command[1:])}", flush=True)
+    done = subprocess.run(command, cwd=ROOT, check=False)  # noqa: S603  # our own modules
+    print(f"{module}: {perf_counter() - begun:.0f} s", flush=True)
+    return done.returncode
+
+
+if __name__ == "__main__":
+    run_script(main)
