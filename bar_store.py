@@ -27,7 +27,7 @@ from errors import StateError
 from spans import Span, clip_spans, empty_slots, merge_spans, subtract_spans
 from state_store import StateStore, locked, require_plain
 
-_BARS: Final = "bars"
+BARS_FOLDER: Final = "bars"
 _SCHEMA: Final = 2
 _PRICES: Final = ("open", "high", "low", "close", "volume")
 _TRADING: Final = ("trades", "taker_volume")
@@ -102,7 +102,7 @@ class BarStore:
         corrected = 0 if old is None else _differing(old.candles, merged.candles)
         added = len(merged.candles) - (0 if old is None else len(old.candles))
         if old is None or added or corrected or merged.checked != old.checked:
-            self._store.save(_BARS, _day_name(series, day), _SCHEMA, _document(merged, day))
+            self._store.save(BARS_FOLDER, _day_name(series, day), _SCHEMA, _document(merged, day))
         return Stored(added, corrected)
 
     def _require_feed(self, series: str, bars: Bars) -> None:
@@ -142,7 +142,7 @@ class BarStore:
             stored = self._load_day(series, day, bar_s)
             if stored is not None and parts and stored.candles.bars.feed != parts[0].bars.feed:
                 reason = f"is of feed {stored.candles.bars.feed}"
-                self._store.set_aside(_BARS, _day_name(series, day), reason)
+                self._store.set_aside(BARS_FOLDER, _day_name(series, day), reason)
             elif stored is not None:
                 parts.append(stored.candles)
         candles = _concatenate(parts[::-1]).between(start, end) if parts else None
@@ -150,7 +150,7 @@ class BarStore:
 
     def series(self) -> list[tuple[str, str, int]]:
         """Every stored series as (venue, asset, bar length in seconds), sorted."""
-        found = {tuple(name.split("/")[:2]) for name in self._store.names(_BARS)}
+        found = {tuple(name.split("/")[:2]) for name in self._store.names(BARS_FOLDER)}
         split = [(venue, _SERIES_NAME.fullmatch(series)) for venue, series in found]
         return sorted(
             (venue, match["asset"], int(match["bar_s"])) for venue, match in split if match
@@ -200,7 +200,7 @@ class BarStore:
     # -- files
 
     def _folder(self, series: str) -> Path:
-        return self._store.path(_BARS, f"{series}/day").parent
+        return self._store.path(BARS_FOLDER, f"{series}/day").parent
 
     def _days(self, series: str) -> list[int]:
         """Days since 1970 that have a file, in order."""
@@ -209,7 +209,7 @@ class BarStore:
 
     def _mark(self, series: str, day: int) -> FileMark | None:
         try:
-            status = self._store.path(_BARS, _day_name(series, day)).stat()
+            status = self._store.path(BARS_FOLDER, _day_name(series, day)).stat()
         except OSError:
             return None
         return status.st_mtime_ns, status.st_ino, status.st_size
@@ -217,11 +217,13 @@ class BarStore:
     def _load_day(self, series: str, day: int, bar_s: int) -> _Day | None:
         """One day, or None if it is absent or damaged (then it is set aside)."""
         name = _day_name(series, day)
-        document = self._store.load(_BARS, name, _SCHEMA, migrations={1: _from_schema_1})
+        document = self._store.load(BARS_FOLDER, name, _SCHEMA, migrations={1: _from_schema_1})
         if document is None:
             return None
         if (document["day"], document["bar_s"]) != (day, bar_s):
-            self._store.set_aside(_BARS, name, "holds another day or bar length than its name says")
+            self._store.set_aside(
+                BARS_FOLDER, name, "holds another day or bar length than its name says"
+            )
             return None
         return _day_of(document)
 

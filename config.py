@@ -678,6 +678,8 @@ class Settings:
     days: float = HISTORY_DAYS  # of history that is collected and used in training
     served_assets: tuple[str, ...] = ()  # of those that the profile asks; () means all
     memory_days: int = 62  # of bars that the running miner keeps in memory, live sources only
+    hf_retrain_days: float = HF_RETRAIN_INTERVAL_DAYS  # after which models are due again
+    lf_retrain_days: float = LF_RETRAIN_INTERVAL_DAYS
     rehearsal: str | None = None  # START@ORIGIN×SPEED: the market's clock, see clock.py
     jobs: int = field(default_factory=lambda: os.cpu_count() or 1)  # training processes
     binance_url: str = "https://api.binance.com"  # BINANCE_API_HOST sets it as well
@@ -696,11 +698,18 @@ class Settings:
         _within("days", self.days, 1, 3_650)
         # States reach back eleven days; the ladder's clock learns from sixty.
         _within("memory_days", self.memory_days, 15, 3_650)
+        for frequency in Frequency:
+            name = f"{frequency.value}_retrain_days"
+            _within(name, self.retrain_days(frequency), 1 / 24, 365)
         _within("seed", self.seed, 0, 2**32 - 1)
         for asset in self.served_assets:
             asset_spec(asset)
         for host in FeedHost:
             _is_address(f"{host.value}_url", self.feed_url(host))
+
+    def retrain_days(self, frequency: Frequency) -> float:
+        """After how many days the models of a frequency are due again."""
+        return self.hf_retrain_days if frequency is Frequency.HF else self.lf_retrain_days
 
     def feed_url(self, host: FeedHost) -> str:
         """The base address of a host of the feeds."""

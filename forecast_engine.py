@@ -314,7 +314,11 @@ class ForecastEngine:
         Without a bar since they were trained, old models stay: the same would come out.
         """
         now = self.now()
-        return tuple(pair for pair, market in self._markets.items() if _is_due(market, now))
+        return tuple(
+            pair
+            for pair, market in self._markets.items()
+            if _is_due(market, now, self._settings.retrain_days(pair[1]))
+        )
 
     # -- upkeep
 
@@ -476,10 +480,9 @@ class ForecastEngine:
         return view
 
 
-def _is_due(market: _Market, now: int) -> bool:
+def _is_due(market: _Market, now: int, interval_days: float) -> bool:
     if market.models is None:
         return True
-    interval_days = FREQUENCIES[market.history.frequency].retrain_interval_days
     until = market.models.trained_until
     return now - until >= interval_days * DAY_S and market.history.bars.end_ts > until
 

@@ -39,7 +39,6 @@ from config import (
     ANCHOR_MAX_AGE_S,
     ASSETS,
     DAY_S,
-    FREQUENCIES,
     FeedPlan,
     FeedSymbol,
     Frequency,
@@ -491,7 +490,7 @@ def check_models(site: Site) -> Iterator[Finding]:
     absent = []
     for asset, frequencies in source.frequencies().items():
         for frequency in frequencies:
-            finding = check_model(site.settings.model_dir, source.name, asset, frequency, now)
+            finding = check_model(site.settings, source.name, asset, frequency, now)
             if finding is None:
                 absent.append(f"{asset} {frequency.value}")
             else:
@@ -506,13 +505,13 @@ def check_models(site: Site) -> Iterator[Finding]:
 
 
 def check_model(
-    model_dir: Path, source: str, asset: str, frequency: Frequency, now: float
+    settings: Settings, source: str, asset: str, frequency: Frequency, now: float
 ) -> Finding | None:
     """Whether one set loads whole, is of this source, and is not neglected; None: there is none."""
     name = f"models {asset} {frequency.value}"
     command = f"python train_models.py --asset {asset} --{frequency.value}-only --source {source}"
     try:
-        folders = published_sets(model_dir, asset, frequency)
+        folders = published_sets(settings.model_dir, asset, frequency)
         if not folders:
             return None
         models = load_model_set(folders[0])
@@ -525,11 +524,11 @@ def check_model(
             f"they were trained on source {models.source}, not {source}, and will not be used; "
             f"run `{command}`.",
         )
-    return _judge_age(name, (now - models.trained_until) / DAY_S, frequency, command)
+    age_days = (now - models.trained_until) / DAY_S
+    return _judge_age(name, age_days, settings.retrain_days(frequency), command)
 
 
-def _judge_age(name: str, age_days: float, frequency: Frequency, command: str) -> Finding:
-    every = FREQUENCIES[frequency].retrain_interval_days
+def _judge_age(name: str, age_days: float, every: float, command: str) -> Finding:
     said = f"their training data end {age_days:.1f} days ago"
     if age_days <= STALE_CADENCES * every:
         return Finding(name, OK, f"{said}.")

@@ -11,15 +11,21 @@ from typing import Final
 import numpy as np
 from scipy.stats import theilslopes
 
-from config import DAY_S, FREQUENCIES, Frequency
+from config import DAY_S, Frequency
 from domain import Bars
 from rehearsal_plan import Fate, Pair, PairAsks
 
-# How long a due training may take to be published, with others before it, real seconds.
-TRAINING_ALLOWANCE_S: Final = 900.0
+# In which a due training must be published, for every pair that may be trained before it.
+TRAINING_ALLOWANCE_S: Final = 180.0  # real
 WARM_UP_S: Final = 300.0  # after a start, while caches and histories fill
 SHORTEST_SLOPE_S: Final = 600.0  # less says nothing about an hour
-FLAT_MB_PER_HOUR: Final = 30.0
+# Memory may grow by so much in an hour of the market, which brings new bars, and in
+# a real hour at least.
+FLAT_MB_PER_MARKET_HOUR: Final = 0.5
+FLAT_MB_PER_HOUR: Final = 1.0
+STEADY: Final = 3  # handles or threads that may come and go
+LEDGER_LIMIT_MB: Final = 2000.0  # when it holds all the days that it keeps
+LEDGER_DAYS: Final = 0.05  # its growth in less says little
 STOP_LIMIT_S: Final = 10.0
 SCORED_SHARE: Final = 0.95  # of answers whose outcome is long known
 
@@ -90,16 +96,23 @@ class PairTrainings:
 
 
 def judge_trainings(
-    published: Sequence[Published], pair: Pair, start: float, end: float, *, speed: float
+    published: Sequence[Published],
+    pair: Pair,
+    start: float,
+    end: float,
+    *,
+    interval_days: float,
+    pairs: int,
+    speed: float,
 ) -> PairTrainings:
     """Hold the sets of a pair against its cadence.
 
-    A set is due once the former has seen no bar of the last `interval`; from then on
-    it has `TRAINING_ALLOWANCE_S` real seconds.
+    A set is due once the former has seen no bar of the last `interval_days`; from then on
+    it has `TRAINING_ALLOWANCE_S` real seconds for each of the `pairs` that are trained.
     """
     mine = sorted((entry for entry in published if entry.pair == pair), key=lambda p: p.seen_ts)
-    interval_s = FREQUENCIES[pair[1]].retrain_interval_days * DAY_S
-    allowance_s = TRAINING_ALLOWANCE_S * speed
+    interval_s = interval_days * DAY_S
+    allowance_s = TRAINING_ALLOWANCE_S * pairs * speed
     until = [entry.trained_until for entry in mine]
     replaced = [entry.seen_ts for entry in mine[1:]] + [end] * bool(mine)
     oldest = max((late - early for late, early in zip(replaced, until, strict=True)), default=0.0)
@@ -180,6 +193,64 @@ def slope_per_hour(vitals: Sequence[Vitals]) -> float | None:
     return 3600 * float(found[0])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """The usual count of something in the first and the last quarter after the warm-up."""
+
+    first: float
+    last: float
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether it does not grow."""
+        return self.last - self.first <= STEADY
+
+    def __str__(self) -> str:
+        return f"{self.first:.0f} to {self.last:.0f}"
+
+
+def courses(vitals: Sequence[Vitals]) -> dict[str, Course]:
+    """How handles and threads went; empty if there is too little to tell."""
+    warm = [entry for entry in vitals if entry.at_s >= WARM_UP_S]
+    if len(warm) < 4 or warm[-1].at_s - warm[0].at_s < SHORTEST_SLOPE_S:
+        return {}
+    quarter = len(warm) // 4
+    counted = {
+        "handles": [entry.handles for entry in warm],
+        "threads": [entry.threads for entry in warm],
+    }
+    return {
+        name: Course(first=float(np.median(n[:quarter])), last=float(np.median(n[-quarter:])))
+        for name, n in counted.items()
+    }
+
+
+# ---------------------------------------------------------------- the disk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskUse:
+    """What the miner's folders hold at one moment. Market time, Unix seconds."""
+
+    at_ts: float
+    ledger_mb: float
+    bars_mb: float
+    rest_mb: float  # of the state folder
+    models_mb: float
+    files: int  # that are no bars
+
+
+def full_ledger_mb(begin: DiskUse, end: DiskUse, kept_days: float) -> float | None:
+    """The ledger once it holds all its days, if it goes on growing like this; MB.
+
+    None if there is too little to tell.
+    """
+    days = (end.at_ts - begin.at_ts) / DAY_S
+    if days < LEDGER_DAYS:
+        return None
+    return (end.ledger_mb - begin.ledger_mb) / days * kept_days
+
+
 # ---------------------------------------------------------------- the restart
 
 
@@ -228,12 +299,15 @@ class Findings:
 
     pairs: tuple[Pair, ...]
     market_days: float  # that were rehearsed
+    speed: float  # market seconds per real second
     complete: bool  # False: it was ended before its time
     bars: Mapping[str, Sequence[BarsFound]] = field(default_factory=dict)  # by asset
     trainings: Mapping[Pair, PairTrainings] = field(default_factory=dict)
     asks: Mapping[Pair, PairAsks] = field(default_factory=dict)
     scores: Mapping[Pair, PairScores] = field(default_factory=dict)
     lives: Sequence[Sequence[Vitals]] = ()  # one entry per start
+    disk: Sequence[DiskUse] = ()  # at the first prompt and at the end
+    ledger_days: float = np.nan  # that the ledger keeps
     restart: Restart | None = None
     exit_code: int | None = None  # of the last stop
     stopped_after_s: float | None = None
@@ -263,6 +337,8 @@ def judge(found: Findings) -> tuple[Point, ...]:
         _asks_point(found),
         _scores_point(found),
         _memory_point(found),
+        _counts_point(found),
+        _disk_point(found),
         _restart_point(found),
         Point(
             name="nothing left behind",
@@ -326,12 +402,39 @@ def _scores_point(found: Findings) -> Point:
     )
 
 
+def flat_limit(speed: float) -> float:
+    """By how much memory may grow in a real hour, MB."""
+    return max(FLAT_MB_PER_HOUR, FLAT_MB_PER_MARKET_HOUR * speed)
+
+
 def _memory_point(found: Findings) -> Point:
     slopes = [slope for life in found.lives if (slope := slope_per_hour(life)) is not None]
     return Point(
         name="memory flat",
-        held=max(slopes) <= FLAT_MB_PER_HOUR if slopes else None,
+        held=max(slopes) <= flat_limit(found.speed) if slopes else None,
         detail=", ".join(f"{slope:+.1f} MB/h" for slope in slopes) or "too short to tell",
+    )
+
+
+def _counts_point(found: Findings) -> Point:
+    """Handles and threads, which leak long before memory does."""
+    went = [(name, course) for life in found.lives for name, course in courses(life).items()]
+    return Point(
+        name="handles and threads steady",
+        held=all(course.is_steady for _, course in went) if went else None,
+        detail=", ".join(f"{name} {course}" for name, course in went) or "too short to tell",
+    )
+
+
+def _disk_point(found: Findings) -> Point:
+    days = found.ledger_days
+    full = full_ledger_mb(found.disk[0], found.disk[-1], days) if found.disk else None
+    return Point(
+        name="state bounded",
+        held=None if full is None else full <= LEDGER_LIMIT_MB,
+        detail="too short to tell"
+        if full is None
+        else f"the ledger's {days:.0f} days come to {full:.0f} MB",
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 
 from console import table
-from rehearsal_findings import Findings, Point, name_of, passed, slope_per_hour
+from rehearsal_findings import DiskUse, Findings, Point, name_of, passed, slope_per_hour
 from rehearsal_plan import Fate
 
 
@@ -109,6 +109,8 @@ def _print_process(found: Findings) -> None:
         )
     columns = ("miner", "minutes", "RSS (MB)", "most", "MB/h", "handles", "threads")
     table("The process, from its first minute to its end", columns, rows)
+    if found.disk:
+        _print_disk(found.disk)
     if found.restart is not None:
         done = found.restart
         first_s = done.first_answer_after_s
@@ -121,6 +123,19 @@ def _print_process(found: Findings) -> None:
         )
     if found.log:
         print(f"In the log: {_counts(found.log)}.")
+
+
+def _print_disk(disk: Sequence[DiskUse]) -> None:
+    rows: list[tuple[str | int, ...]] = [
+        (
+            when,
+            *(f"{value:.1f}" for value in (use.ledger_mb, use.bars_mb, use.rest_mb, use.models_mb)),
+            use.files,
+        )
+        for when, use in zip(("first prompt", "end"), disk, strict=True)
+    ]
+    columns = ("at", "ledger", "bars", "other state", "models", "files without bars")
+    table("On the disk, MB", columns, rows)
 
 
 def _point_row(point: Point) -> tuple[str, str, str]:

@@ -6,14 +6,15 @@ miner is stopped.
 
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import orjson
 
+from bar_store import BARS_FOLDER
 from clock import RehearsalClock
 from config import Frequency, Settings
 from data_fetcher import LiveSource
@@ -22,9 +23,11 @@ from ledger import LEDGER_FILE
 from lgbm_predictor import load_model_set
 from market_view import MarketState, view_with_models
 from model_store import MANIFEST, published_sets
-from rehearsal_findings import PairScores, Published, name_of, read_log_line
+from rehearsal_findings import DiskUse, PairScores, Published, name_of, read_log_line
 from rehearsal_plan import Pair
 from state_store import StateStore
+
+MEGABYTE: Final = 1e6
 
 
 class SetWatch:
@@ -68,6 +71,38 @@ class SetWatch:
                 )
 
 
+def disk_use(settings: Settings, at_ts: float) -> DiskUse:
+    """What state and models take on the disk now."""
+    bars = ledger = rest = 0
+    files = 0
+    for path, size in _sizes(settings.state_dir):
+        if path.parts[0] == BARS_FOLDER:
+            bars += size
+            continue
+        files += 1
+        if path.name.startswith(LEDGER_FILE):  # with its write-ahead log
+            ledger += size
+        else:
+            rest += size
+    models = [size for _, size in _sizes(settings.model_dir)]
+    return DiskUse(
+        at_ts=at_ts,
+        ledger_mb=ledger / MEGABYTE,
+        bars_mb=bars / MEGABYTE,
+        rest_mb=rest / MEGABYTE,
+        models_mb=sum(models) / MEGABYTE,
+        files=files + len(models),
+    )
+
+
+def _sizes(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Every file below a folder, by its path in there; the miner may write meanwhile."""
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            if path.is_file():
+                yield path.relative_to(folder), path.stat().st_size
+
+
 def read_states(settings: Settings, pairs: Sequence[Pair]) -> dict[Pair, MarketState]:
     """The state of every pair that the miner saved."""
     store = StateStore(settings.state_dir)
@@ -76,7 +111,7 @@ def read_states(settings: Settings, pairs: Sequence[Pair]) -> dict[Pair, MarketS
         name = f"{settings.source}/{asset}_{frequency.value}"
         document = store.load(STATE_KIND, name, STATE_SCHEMA)
         if document is not None:
-            found[asset, frequency] = MarketState.from_dict(document)
+            found[asset, frequency] = MarketState.from_dict(document["states"][-1])
     return found
 
 

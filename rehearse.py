@@ -2,12 +2,14 @@
 
     python rehearse.py --archive-dir bars --asset BTC --asset ETH --asset XAU --speed 60 --days 2
     python rehearse.py --archive-dir bars --asset BTC --speed 60 --days 0.25 --report rehearsal.json
+    python rehearse.py --simulated --speed 1 --days 0.1 --history 62 --retrain-hours 1  # a soak
 
 All venues are served on loopback from recorded one-minute bars, `miner.py` runs as a
 process of its own against them, and validators ask at the official cadence. In the
 middle the miner is stopped and started again. What was collected, trained, answered,
 scored and used is then held against what must hold; exit code 0 says that it did.
 
+Where no bars of an asset are at hand, `--simulated` invents a market for all of them.
 Market time runs at `--speed`; deadlines, trainings and timeouts take real seconds.
 """
 
@@ -32,7 +34,7 @@ from bar_cleaning import MINUTE_S, bars_from_minutes
 from bar_store import BarStore
 from clock import RehearsalClock
 from collector import Series, scored_series
-from config import DAY_S, HISTORY_DAYS, Settings, feed_plans, protocol_profile
+from config import DAY_S, HISTORY_DAYS, Frequency, Settings, feed_plans, protocol_profile
 from console import (
     EXIT_INTERRUPTED,
     add_asset_argument,
@@ -45,10 +47,12 @@ from console import (
 from data_fetcher import ArchiveSource
 from domain import Bars
 from errors import ConfigError, MinerError
+from ledger import KEPT_DAYS
 from loopback_venues import serve_venues
 from market_view import MarketState
 from rehearsal_findings import (
     BarsFound,
+    DiskUse,
     Findings,
     Restart,
     compare_bars,
@@ -71,6 +75,7 @@ from rehearsal_plan import (
 from rehearsal_tables import print_findings, write_report
 from rehearsal_traces import (
     SetWatch,
+    disk_use,
     read_scores,
     read_states,
     states_carried_on,
@@ -78,12 +83,14 @@ from rehearsal_traces import (
 )
 from rehearsal_validators import Validators
 from rehearsed_miner import RehearsedMiner, log_lines
+from simulated_market import simulate_bars
 from wire_format import format_iso
 
 PROFILE: Final = "2026-09"
 SOURCE: Final = "venue"
 SEED: Final = 0
 MARK: Final = "rehearsal.toml"  # the miner's settings; also says whose folder it is
+SIMULATED_END: Final = 1_768_608_000  # Saturday 2026-01-17 00:00 UTC, after five trading days
 SPARE_DAYS: Final = 1.0  # of bars after the last prompt, for a slow start and the last scores
 
 READY_LIMIT_S: Final = 900.0  # real, until the miner can answer for every asset
@@ -111,6 +118,7 @@ class Script:
     speed: float
     restart_at: float  # share of the days; 0: no restart
     history_days: float
+    retrain_days: float | None  # for every set; None: the usual cadence
     jobs: int | None
     work_dir: Path
 
@@ -152,12 +160,18 @@ def write_settings(script: Script, clock: RehearsalClock, urls: Mapping[str, str
         "rehearsal": str(clock),
         "port": 0,
         **urls,
-    } | ({} if script.jobs is None else {"jobs": script.jobs})
+    } | _optional(script)
     # What JSON writes of text, numbers and lists is TOML as well.
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()]
     script.config_file.write_text("".join(lines), encoding="utf-8")
     folders = {"state_dir": script.state_dir, "model_dir": script.model_dir}
     return Settings(**values | folders | {"served_assets": script.assets})
+
+
+def _optional(script: Script) -> dict[str, Any]:
+    given: dict[str, float | None] = {"jobs": script.jobs}
+    given |= {f"{frequency.value}_retrain_days": script.retrain_days for frequency in Frequency}
+    return {key: value for key, value in given.items() if value is not None}
 
 
 # ---------------------------------------------------------------- the rehearsal
@@ -180,6 +194,7 @@ class Rehearsal:
     exit_code: int | None = None
     stopped_after_s: float | None = None
     left_behind: int = 0
+    disk: list[DiskUse] = field(default_factory=list)
     _states: dict[Pair, MarketState] = field(default_factory=dict)  # at the restart
 
     @property
@@ -196,6 +211,7 @@ class Rehearsal:
         self._begin_life()
         self._wait_until_ready()
         self.began = self.clock.now()
+        self.disk.append(disk_use(self.settings, self.began))
         end = self.began + self.script.days * DAY_S
         profile = protocol_profile(PROFILE)
         prompts = official_cadence(profile, self.script.assets, self.began, end, seed=SEED)
@@ -308,6 +324,8 @@ class Rehearsal:
         self.validators.close()
         if self.lives:
             self.ended = self.clock.now()
+            if self.disk:
+                self.disk.append(disk_use(self.settings, self.ended))
             self.exit_code, self.stopped_after_s = self.miner.stop()
             for life in self.lives:
                 self.left_behind += life.end()
@@ -323,6 +341,7 @@ class Rehearsal:
         start = float(self.script.start)
         return Findings(
             pairs=tuple(self.script.pairs),
+            speed=self.script.speed,
             market_days=max(self.ended - self.began, 0.0) / DAY_S if self.began else 0.0,
             complete=self.complete,
             bars={asset: self._bars_of(asset) for asset in self.script.assets},
@@ -332,6 +351,8 @@ class Rehearsal:
                     pair,
                     start,
                     self.ended,
+                    interval_days=self.settings.retrain_days(pair[1]),
+                    pairs=len(self.script.pairs),
                     speed=self.script.speed,
                 )
                 for pair in self.script.pairs
@@ -343,6 +364,8 @@ class Rehearsal:
                 self.ended - 600 - SCORES_LAG_S * self.script.speed,
             ),
             lives=tuple(tuple(life.vitals) for life in self.lives),
+            disk=tuple(self.disk),
+            ledger_days=KEPT_DAYS,
             restart=restart,
             exit_code=self.exit_code,
             stopped_after_s=self.stopped_after_s,
@@ -406,6 +429,7 @@ def main() -> int:
             "days": script.days,
             "speed": script.speed,
             "history_days": script.history_days,
+            "retrain_days": script.retrain_days,
         }
         write_report(args.report, found, points, about)
     for ask in [ask for ask in rehearsal.validators.asks if ask.fate is not Fate.IN_TIME][:10]:
@@ -452,11 +476,12 @@ def own_folder(script: Script) -> None:
 
 def read_script(args: Namespace) -> Script:
     """The script that the flags describe, with its bars. Raises: ConfigError, DataError."""
-    assets = tuple(dict.fromkeys(args.assets)) or ("BTC", "ETH", "XAU")
-    if not asked_pairs(protocol_profile(PROFILE), assets):
+    profile = protocol_profile(PROFILE)
+    default = feed_plans(SOURCE, profile) if args.simulated else ("BTC", "ETH", "XAU")
+    assets = tuple(dict.fromkeys(args.assets)) or tuple(default)
+    if not asked_pairs(profile, assets):
         raise ConfigError(f"no validator asks {', '.join(assets)} under profile {PROFILE}.")
-    source = ArchiveSource(args.archive_dir)
-    bars = {asset: source.load_bars(asset, MINUTE_S)[0] for asset in _with_minutes(assets, source)}
+    bars = _simulated(assets, args) if args.simulated else _recorded(assets, args.archive_dir)
     first = max(entry.open_ts[0] for entry in bars.values())
     last = min(entry.end_ts for entry in bars.values())
     latest = last - (args.days + min(args.days, SPARE_DAYS)) * DAY_S
@@ -475,18 +500,29 @@ def read_script(args: Namespace) -> Script:
         speed=args.speed,
         restart_at=args.restart_at,
         history_days=float(min(args.history, (start - first) / DAY_S)),
+        retrain_days=None if args.retrain_hours is None else args.retrain_hours / 24,
         jobs=args.jobs,
         work_dir=args.work_dir.resolve(),
     )
 
 
-def _with_minutes(assets: Sequence[str], source: ArchiveSource) -> Sequence[str]:
+def _recorded(assets: Sequence[str], folder: Path) -> dict[str, Bars]:
+    """One-minute bars of an archive. Raises: ConfigError, DataError."""
+    source = ArchiveSource(folder)
     lacking = [asset for asset in assets if (asset, MINUTE_S) not in source.series()]
     if lacking:
         raise ConfigError(
             f"the archive has no one-minute bars of {', '.join(lacking)}; rehearse other assets."
         )
-    return assets
+    return {asset: source.load_bars(asset, MINUTE_S)[0] for asset in assets}
+
+
+def _simulated(assets: Sequence[str], args: Namespace) -> dict[str, Bars]:
+    """A simulated market that lasts for history, rehearsal and spare."""
+    days = args.history + 2 * args.days + 2
+    return {
+        asset: simulate_bars(asset, end_ts=SIMULATED_END, days=days, seed=SEED) for asset in assets
+    }
 
 
 def _arguments() -> Namespace:
@@ -497,10 +533,10 @@ def _arguments() -> Namespace:
             "python rehearse.py --archive-dir bars --asset BTC --days 0.25 --report rehearsal.json",
         ],
     )
-    add_asset_argument(parser, default="BTC, ETH and XAU")
-    parser.add_argument(
-        "--archive-dir", metavar="DIR", type=Path, required=True, help="folder of one-minute bars"
-    )
+    add_asset_argument(parser, default="BTC, ETH and XAU; with --simulated all that are asked")
+    bars = parser.add_mutually_exclusive_group(required=True)
+    bars.add_argument("--archive-dir", metavar="DIR", type=Path, help="folder of one-minute bars")
+    bars.add_argument("--simulated", action="store_true", help="bars of an invented market")
     parser.add_argument(
         "--speed",
         metavar="X",
@@ -536,6 +572,12 @@ def _arguments() -> Namespace:
         type=_share,
         default=0.5,
         help="restart the miner after this share of the days, 0 for never (default: 0.5)",
+    )
+    parser.add_argument(
+        "--retrain-hours",
+        metavar="H",
+        type=_above_zero,
+        help="train every set again after so many market hours (default: the usual cadence)",
     )
     parser.add_argument(
         "--jobs", metavar="N", type=int, help="processes of a training (default: one per core)"

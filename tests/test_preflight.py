@@ -23,7 +23,7 @@ from axon_adapter import AxonServer, bt
 from bar_store import BarStore
 from caller_rules import CallerPolicy
 from chain import StaticChain
-from config import FREQUENCIES, FeedHost, Frequency, Settings, feed_plans, protocol_profile
+from config import FeedHost, Frequency, Settings, feed_plans, protocol_profile
 from data_fetcher import SimulatedSource
 from domain import Bars
 from errors import StateError
@@ -454,7 +454,7 @@ def test_models_that_nobody_trains_any_more_are_found(
         assert complaints(stale) == []
         return
     sentence = only(stale, level, f"models BTC {frequency.value}")
-    every = FREQUENCIES[frequency].retrain_interval_days
+    every = Settings().retrain_days(frequency)
     assert f"end {days}.0 days ago, and every {every} days" in sentence
     assert f"python train_models.py --asset BTC --{frequency.value}-only" in sentence
 

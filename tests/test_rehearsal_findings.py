@@ -12,9 +12,10 @@ from config import DAY_S, Frequency
 from console import _KeyValueFormatter
 from domain import Bars
 from rehearsal_findings import (
-    FLAT_MB_PER_HOUR,
+    FLAT_MB_PER_MARKET_HOUR,
     TRAINING_ALLOWANCE_S,
     BarsFound,
+    DiskUse,
     Findings,
     PairScores,
     PairTrainings,
@@ -33,6 +34,7 @@ from rehearsal_plan import Fate, PairAsks
 
 START = 1_766_102_400
 BTC = ("BTC", Frequency.HF)
+PAIRS = 5
 
 # ---------------------------------------------------------------- bars
 
@@ -100,7 +102,11 @@ def published(*moments):
 
 
 def trainings(*moments, days=2.5, speed=60):
-    return judge_trainings(published(*moments), BTC, START, START + days * DAY_S, speed=speed)
+    return judged(published(*moments), START + days * DAY_S, speed)
+
+
+def judged(sets, end, speed=60):
+    return judge_trainings(sets, BTC, START, end, interval_days=1, pairs=PAIRS, speed=speed)
 
 
 def test_a_set_a_day_is_on_cadence():
@@ -119,14 +125,14 @@ def test_a_set_that_comes_too_late_or_never_is_off_cadence(moments, what):
 
 
 def test_what_cannot_be_due_yet_is_not_missed():
-    days = 0.9 * TRAINING_ALLOWANCE_S * 60 / DAY_S
+    days = 0.9 * TRAINING_ALLOWANCE_S * PAIRS * 60 / DAY_S
     assert trainings(days=days).on_cadence
     assert trainings(days=days).sets == 0
 
 
 def test_sets_of_other_pairs_do_not_count():
     other = [replace(entry, pair=("BTC", Frequency.LF)) for entry in published(0.1, 1.1)]
-    found = judge_trainings(other, BTC, START, START + 2 * DAY_S, speed=60)
+    found = judged(other, START + 2 * DAY_S)
     assert found.sets == 0
 
 
@@ -179,6 +185,11 @@ def life(megabytes_per_hour, minutes_=30, noise=()):
     ]
 
 
+def leaking(what):
+    """A life in which one handle or thread a minute is never given back."""
+    return [replace(entry, **{what: 20 + int(entry.at_s) // 60}) for entry in life(0)]
+
+
 @pytest.mark.parametrize("rate", [0, 5, 120, -40])
 def test_the_growth_of_memory_is_told_through_peaks(rate):
     assert slope_per_hour(life(rate, noise=range(400, 1700, 9))) == pytest.approx(rate, abs=1)
@@ -228,15 +239,19 @@ RESTART = Restart(
     different=(),
     states_carried_on=1,
 )
+DISK = DiskUse(at_ts=0.0, ledger_mb=1.0, bars_mb=20.0, rest_mb=0.1, models_mb=5.0, files=40)
 GOOD = Findings(
     pairs=(BTC,),
     market_days=2.0,
+    speed=60.0,
     complete=True,
     bars={"BTC": [BARS]},
     trainings={BTC: TRAININGS},
     asks={BTC: ASKS},
     scores={BTC: PairScores(matured=100, scored=100, mean_bp=600.0, ratio=0.97)},
     lives=[life(1), life(2)],
+    disk=(DISK, replace(DISK, at_ts=2 * 86_400.0, ledger_mb=100.0)),
+    ledger_days=30.0,
     restart=RESTART,
     exit_code=0,
     stopped_after_s=1.0,
@@ -277,7 +292,11 @@ FATES_WITH_ONE_LATE = {**ASKS.fates, Fate.IN_TIME: 119, Fate.LATE: 1}
             {"scores": {BTC: PairScores(matured=100, scored=94, mean_bp=600.0, ratio=1.0)}},
             "own scores in the ledger",
         ),
-        ({"lives": [life(1), life(2 * FLAT_MB_PER_HOUR)]}, "memory flat"),
+        ({"lives": [life(1), life(2 * 60 * FLAT_MB_PER_MARKET_HOUR)]}, "memory flat"),
+        ({"speed": 1.0}, "memory flat"),  # where two megabytes an hour are a leak
+        ({"lives": [leaking("handles")]}, "handles and threads steady"),
+        ({"lives": [leaking("threads")]}, "handles and threads steady"),
+        ({"disk": (DISK, replace(DISK, at_ts=2 * 86_400.0, ledger_mb=150.0))}, "state bounded"),
         ({"restart": replace(RESTART, exit_code=1)}, "clean restart, identical continuation"),
         (
             {"restart": replace(RESTART, different=("BTC hf",))},
@@ -314,8 +333,9 @@ def test_what_a_short_rehearsal_cannot_tell_does_not_fail():
         trainings={BTC: nothing_due},
         scores={BTC: unscored},
         lives=[life(0, minutes_=2)],
+        disk=(DISK, replace(DISK, at_ts=3600.0)),
         restart=None,
     )
     held = {point.name: point.held for point in judge(found)}
-    assert list(held.values()).count(None) == 4
+    assert list(held.values()).count(None) == 6
     assert passed(judge(found))

@@ -41,6 +41,8 @@ def arguments(bars_dir, work_dir, **changes):
         "start": None,
         "history": 3.0,
         "restart_at": 0.5,
+        "simulated": False,
+        "retrain_hours": None,
         "jobs": 1,
         "work_dir": work_dir,
     }
