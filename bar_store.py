@@ -5,12 +5,14 @@ candles of one feed alone, which every day's file remembers. A file holds the
 day's candles and the *checked* spans: time for which the venue was asked and gave
 all it has. A minute that is checked and has no bar is a gap that the venue
 confirmed, and nobody asks for it again; a damaged file takes its checked spans
-with it, so that the day is fetched anew.
+with it, so that the day is fetched anew. A file that cannot be read at all is no
+damaged one: its day is left out while that lasts, and nothing is written over it.
 
 An append rewrites the days it touches and no others: it costs the same in the
 first week as after years. Columns are shuffled by bytes and deflated.
 """
 
+import logging
 import re
 import zlib
 from collections.abc import Iterable, Mapping
@@ -23,9 +25,11 @@ import numpy.typing as npt
 
 from config import DAY_S, known_feed
 from domain import Bars, Candles, FloatArray, IntArray
-from errors import StateError
+from errors import StateError, UnreadableState
 from spans import Span, clip_spans, empty_slots, merge_spans, subtract_spans
 from state_store import StateStore, locked, require_plain
+
+_LOG: Final = logging.getLogger(__name__)
 
 BARS_FOLDER: Final = "bars"
 _SCHEMA: Final = 2
@@ -70,6 +74,7 @@ class BarStore:
     def __init__(self, root: Path) -> None:
         self._store = StateStore(root)
         self._gaps: dict[tuple[str, int], _Gaps] = {}
+        self._unreadable: set[tuple[str, int]] = set()
 
     # -- writing
 
@@ -80,8 +85,8 @@ class BarStore:
 
         `checked`: the time for which `bars` is all that the venue has. What this
         returns for is on the disk. Raises: StateError if the disk refuses (days
-        before the failing one are kept) or the series is of another feed;
-        BusyError if another process keeps writing to it.
+        before the failing one are kept), the stored day cannot be read, or the series
+        is of another feed; BusyError if another process keeps writing to it.
         """
         candles = bars if isinstance(bars, Candles) else _untraded(bars)
         series = _series_name(venue, asset, candles.bars.bar_s)
@@ -108,7 +113,7 @@ class BarStore:
     def _require_feed(self, series: str, bars: Bars) -> None:
         """Compare with the newest readable day. Raises: StateError."""
         for day in reversed(self._days(series)):
-            stored = self._load_day(series, day, bars.bar_s)
+            stored = self._readable_day(series, day, bars.bar_s)
             if stored is None:
                 continue
             if stored.candles.bars.feed != bars.feed:
@@ -125,7 +130,7 @@ class BarStore:
     ) -> Bars | None:
         """Bars that open at or after `start` and are closed by `end`; None if there are none.
 
-        Damaged days are set aside and missing from the result.
+        Damaged days are set aside and, like unreadable ones, missing from the result.
         """
         candles = self.load_candles(venue, asset, bar_s, start, end)
         return None if candles is None else candles.bars
@@ -139,7 +144,7 @@ class BarStore:
         last = np.inf if end is None else end // DAY_S
         parts: list[Candles] = []
         for day in reversed([day for day in self._days(series) if first <= day <= last]):
-            stored = self._load_day(series, day, bar_s)
+            stored = self._readable_day(series, day, bar_s)
             if stored is not None and parts and stored.candles.bars.feed != parts[0].bars.feed:
                 reason = f"is of feed {stored.candles.bars.feed}"
                 self._store.set_aside(BARS_FOLDER, _day_name(series, day), reason)
@@ -157,12 +162,17 @@ class BarStore:
         )
 
     def marks(self, venue: str, asset: str, bar_s: int, start: int) -> dict[int, FileMark]:
-        """The version of every day's file from `start` on, by days since 1970; reads no bars."""
+        """The version of every day's file from `start` on, by days since 1970; reads no bars.
+
+        Days that could not be read are left out until they can be: those are tried again.
+        """
         series = _series_name(venue, asset, bar_s)
         return {
             day: mark
             for day in self._days(series)
-            if day >= start // DAY_S and (mark := self._mark(series, day)) is not None
+            if day >= start // DAY_S
+            and (mark := self._mark(series, day)) is not None
+            and not self._stays_unreadable(series, day, bar_s)
         }
 
     # -- what is not there
@@ -189,7 +199,9 @@ class BarStore:
         known = self._gaps.get((series, day))
         if known is not None and known.mark == mark:
             return known
-        stored = None if mark == _NO_FILE else self._load_day(series, day, bar_s)
+        stored = None if mark == _NO_FILE else self._readable_day(series, day, bar_s)
+        if (series, day) in self._unreadable:
+            return _Gaps(mark, [], [])  # nobody knows, and what was fetched could not be stored
         start, end = day * DAY_S, (day + 1) * DAY_S
         open_ts = np.empty(0, dtype=np.int64) if stored is None else stored.candles.bars.open_ts
         empty = empty_slots(open_ts, bar_s=bar_s, start=start, end=end)
@@ -214,8 +226,30 @@ class BarStore:
             return None
         return status.st_mtime_ns, status.st_ino, status.st_size
 
+    def _readable_day(self, series: str, day: int, bar_s: int) -> _Day | None:
+        """As `_load_day`; None also while it cannot be read, which is logged once."""
+        key = (series, day)
+        try:
+            stored = self._load_day(series, day, bar_s)
+        except UnreadableState as error:
+            if key not in self._unreadable:
+                _LOG.warning("%s", error)
+            self._unreadable.add(key)
+            return None
+        self._unreadable.discard(key)
+        return stored
+
+    def _stays_unreadable(self, series: str, day: int, bar_s: int) -> bool:
+        key = (series, day)
+        if key in self._unreadable:
+            self._readable_day(series, day, bar_s)
+        return key in self._unreadable
+
     def _load_day(self, series: str, day: int, bar_s: int) -> _Day | None:
-        """One day, or None if it is absent or damaged (then it is set aside)."""
+        """One day, or None if it is absent or damaged (then it is set aside).
+
+        Raises: UnreadableState.
+        """
         name = _day_name(series, day)
         document = self._store.load(BARS_FOLDER, name, _SCHEMA, migrations={1: _from_schema_1})
         if document is None:

@@ -112,6 +112,10 @@ class StateError(MinerError):
     """A state file is damaged or of an unknown schema."""
 
 
+class UnreadableState(StateError):
+    """A state file cannot be read at all, by rights or by the disk; it may be sound."""
+
+
 class BusyError(MinerError):
     """Another process is working on the same directory."""
 

@@ -107,20 +107,24 @@ def publish_set(
     return target
 
 
-def roll_back(model_dir: Path, asset: str, frequency: Frequency) -> Path:
+def roll_back(model_dir: Path, asset: str, frequency: Frequency, leave: str) -> Path:
     """Make the set before the current one current again; the other stays beside it.
 
+    `leave`: the id of the set to go back from. Where it is no longer the current one
+    nothing is done, so a call that failed halfway may be repeated.
     Returns the folder of the set now in use. Raises: ModelError if there is none to
     go back to; StateError if the disk refuses.
     """
     sets = published_sets(model_dir, asset, frequency)
+    if sets and sets[0].name != leave:
+        return sets[0]
     if len(sets) < 2:
         raise ModelError(
             f"{asset} {frequency.value} has no set before the current one to go back to; "
             "train it again."
         )
-    newer, older = sets
-    pointer = orjson.dumps({"current": older.name, "previous": newer.name})
+    older = sets[1]
+    pointer = orjson.dumps({"current": older.name, "previous": leave})
     write_atomically(set_folder(model_dir, asset, frequency) / POINTER, pointer)
     return older
 

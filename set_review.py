@@ -69,7 +69,7 @@ def _review_market(history: MarketHistory, settings: Settings) -> None:
         return  # rolled back already
     review = compare_sets(newer, older, history)
     if review.is_worse:
-        roll_back(settings.model_dir, asset, frequency)
+        roll_back(settings.model_dir, asset, frequency, leave=newer.model_id)
         log.warning(
             "rolled back",
             extra={

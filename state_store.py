@@ -8,8 +8,9 @@ bars are documents too (`bar_store`). A document is a msgpack envelope
 whose payload is msgpack too, with NumPy arrays as little-endian extension type 1.
 Documents of an earlier schema are migrated as they are read, and written anew as
 the present one when they are next saved.
-A damaged file is renamed to `<name>.damaged-<UTC time>`, logged in one sentence
-and treated as absent; it never stops the miner and is never deleted.
+A damaged file, one that was read and is wrong, is renamed to
+`<name>.damaged-<UTC time>`, logged in one sentence and treated as absent; it never
+stops the miner and is never deleted. One that cannot be read at all stays.
 """
 
 import errno
@@ -17,8 +18,9 @@ import logging
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
@@ -29,22 +31,30 @@ import msgpack
 import numpy as np
 from filelock import FileLock, Timeout
 
-from errors import BusyError, StateError
+from errors import BusyError, StateError, UnreadableState
 
 _LOG: Final = logging.getLogger(__name__)
 
 # ---------------------------------------------------------------- files and locks
 
+ABANDONED_S: Final = 86_400  # longer than any write lasts, and than clocks are wrong by
+_TEMPORARY: Final = re.compile(r"\..+\.[a-z0-9_]{8}~")  # as `tempfile` completes our names
+READ_ATTEMPTS: Final = 3
+_READ_PAUSE_S: Final = 0.05
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Make `path` hold `data`, wholly or not at all, and on the disk when this returns.
 
-    Missing folders are made. The file is readable by its owner alone.
-    Raises: StateError; the former file is then untouched and no other is left.
+    Missing folders are made. The file is readable by its owner alone. What a killed
+    writer left half-written in the folder is removed once it is old.
+    Raises: StateError; the former file is then untouched, or the new one is there and
+    may be lost with the power; no other is left, and the same call may be repeated.
     Source: temp file in the same folder, fsync, rename, as in untitaker/python-atomicwrites.
     """
     try:
         _make_folder(path.parent)
+        _sweep(path.parent)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix="~")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -58,6 +68,19 @@ def write_atomically(path: Path, data: bytes) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise _not_writable(path, error) from error
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporary files of ours that no writer can still be busy with.
+
+    By age alone: other processes may write into the folder at this moment.
+    """
+    dead = time.time() - ABANDONED_S
+    for entry in os.scandir(folder):
+        if _TEMPORARY.fullmatch(entry.name):
+            with suppress(OSError):  # somebody else was faster
+                if entry.stat(follow_symlinks=False).st_mtime < dead:
+                    Path(entry).unlink()
 
 
 def _make_folder(folder: Path) -> None:
@@ -152,7 +175,8 @@ class StateStore:
         """The document, or None if there is none or it is damaged (then it is set aside).
 
         `migrations`: by earlier schema, what makes its payload one of the schema
-        after it. Raises: StateError if the name is unfit or the file may not be read.
+        after it. Raises: StateError if the name is unfit; UnreadableState if the disk
+        or its rights give nothing to judge: that is no damage, and the file stays.
         """
         path = self.path(kind, name)
         try:
@@ -160,8 +184,9 @@ class StateStore:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StateError(
-                f"{path} cannot be read ({error.strerror}); check who may read it."
+            raise UnreadableState(
+                f"{path} cannot be read ({error.strerror}); it stays as it is, so check the disk "
+                "and who may read it, or move the file away to go on without it."
             ) from error
         except _Damage as damage:
             self.set_aside(kind, name, str(damage))
@@ -215,13 +240,17 @@ def require_plain(part: str) -> None:
 
 
 def _read(path: Path) -> bytes:
-    """Raises: _Damage if the disk lost the content, other OSErrors as they come."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        if error.errno in (errno.EIO, errno.EISDIR):
-            raise _Damage(f"cannot be read ({error.strerror})") from error
-        raise
+    """Raises: _Damage if a folder has its name, OSError if it cannot be read, also again."""
+    for attempt in range(READ_ATTEMPTS):
+        try:
+            return path.read_bytes()
+        except IsADirectoryError as error:
+            raise _Damage("is a folder") from error
+        except OSError as error:
+            if error.errno != errno.EIO or attempt == READ_ATTEMPTS - 1:
+                raise
+            time.sleep(_READ_PAUSE_S)
+    raise AssertionError("unreachable")
 
 
 def _seal(kind: str, schema: int, payload: Mapping[str, Any]) -> bytes:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import state_store
 from bar_store import BarStore, Stored
 from domain import Bars, Candles
 from errors import StateError
@@ -174,6 +175,40 @@ def test_a_damaged_day_is_set_aside_and_the_rest_still_loads(tmp_path, caplog):
     assert len(list(path.parent.glob("*.damaged-*"))) == 1
     assert store.append("binance", "BTC", bars) == Stored(1440, 0)
     assert_same_bars(store.load("binance", "BTC", 60), bars)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES], ids=os.strerror)
+def test_a_day_that_cannot_be_read_is_no_damaged_one(tmp_path, monkeypatch, caplog, code):
+    """It is left out, said once, not written over, and back when the disk reads again."""
+    store = BarStore(tmp_path)
+    store.append("binance", "BTC", some_bars(range(1430, 1450)))
+    days = sorted(tmp_path.rglob("*.msgpack"))
+    held = [path.read_bytes() for path in days]
+    marks = store.marks("binance", "BTC", 60, 0)
+    read = Path.read_bytes
+
+    def refused(path):
+        if path == days[0]:
+            raise OSError(code, os.strerror(code))
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refused)
+        patch.setattr(state_store, "_READ_PAUSE_S", 0)
+        for _ in range(2):
+            left = store.load("binance", "BTC", 60)
+            assert_same_bars(left, some_bars(range(1440, 1450)))
+            assert store.missing("binance", "BTC", 60, START, START + DAY) == []
+            assert len(store.marks("binance", "BTC", 60, 0)) == 1
+        with pytest.raises(StateError, match="it stays as it is"):
+            store.append("binance", "BTC", some_bars([1431], offset=5.0))
+        store.append("binance", "BTC", some_bars([1440]))
+        assert caplog.text.count("cannot be read") == 1
+    assert [path.read_bytes() for path in days] == held
+    assert sorted(tmp_path.rglob("*.msgpack*")) == days
+    assert store.marks("binance", "BTC", 60, 0) == marks
+    assert_same_bars(store.load("binance", "BTC", 60), some_bars(range(1430, 1450)))
+    assert store.missing("binance", "BTC", 60, START, START + DAY) != []
 
 
 def test_a_day_under_another_days_name_is_set_aside(tmp_path, caplog):

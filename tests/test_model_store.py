@@ -221,13 +221,28 @@ def test_going_back_swaps_the_two_sets_and_is_seen_as_a_publication(tmp_path):
     publish(tmp_path, "one")
     publish(tmp_path, "two")
     mark = publication(tmp_path, "BTC", HF)
-    assert roll_back(tmp_path, "BTC", HF).name == "one"
+    assert roll_back(tmp_path, "BTC", HF, leave="two").name == "one"
     assert names(tmp_path) == ["one", "two"]
     assert publication(tmp_path, "BTC", HF) != mark
+
+
+def test_going_back_may_be_repeated_when_the_disk_failed_halfway(tmp_path, monkeypatch):
+    """The pointer is replaced, the sync of its folder fails: once more does not swap again."""
+    publish(tmp_path, "one")
+    publish(tmp_path, "two")
+    with monkeypatch.context() as patch:
+        failing = OSError(errno.EIO, os.strerror(errno.EIO))
+        patch.setattr(os, "fsync", failing_call(os.fsync, 1, failing))
+        with pytest.raises(StateError):
+            roll_back(tmp_path, "BTC", HF, leave="two")
+    assert names(tmp_path) == ["one", "two"]
+    for _ in range(2):
+        assert roll_back(tmp_path, "BTC", HF, leave="two").name == "one"
+        assert names(tmp_path) == ["one", "two"]
 
 
 def test_without_a_set_before_there_is_no_way_back(tmp_path):
     publish(tmp_path, "one")
     with pytest.raises(ModelError, match="BTC hf has no set before the current one"):
-        roll_back(tmp_path, "BTC", HF)
+        roll_back(tmp_path, "BTC", HF, leave="one")
     assert names(tmp_path) == ["one"]

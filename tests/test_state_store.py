@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,20 @@ def test_a_write_makes_its_folders_and_replaces_the_file(tmp_path):
     assert path.read_bytes() == b"two"
     assert path.stat().st_mode & 0o077 == 0
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_is_removed_once_it_is_old(tmp_path):
+    """Only old files of our own pattern go: another process may be writing right now."""
+    path = tmp_path / "day.msgpack"
+    abandoned, young = tmp_path / ".day.msgpack.abcd_123~", tmp_path / ".other.json.abcd1234~"
+    others = [tmp_path / name for name in (".notes~", "day.msgpack~", ".day.abcd1234", ".lock")]
+    for file in (abandoned, young, *others):
+        file.write_bytes(b"half")
+    ago = time.time() - state_store.ABANDONED_S - 60
+    for file in (abandoned, *others):
+        os.utime(file, (ago, ago))
+    write_atomically(path, b"whole")
+    assert set(tmp_path.iterdir()) == {path, young, *others}
 
 
 @pytest.mark.parametrize(
