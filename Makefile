@@ -64,7 +64,7 @@ $(RUN_STAMP): requirements.txt | $(BIN)/python
 	$(PIP) -r requirements.txt
 	@touch $@
 
-# The axon's requirements too, so that its tests never skip.
-$(DEV_STAMP): requirements.txt requirements-dev.txt requirements-axon.txt | $(BIN)/python
-	$(PIP) -r requirements-dev.txt -r requirements-axon.txt
+# Those of the axon and of a cluster too, so that their tests never skip.
+$(DEV_STAMP): requirements.txt requirements-dev.txt requirements-axon.txt requirements-cluster.txt | $(BIN)/python
+	$(PIP) -r requirements-dev.txt -r requirements-axon.txt -r requirements-cluster.txt
 	@touch $(RUN_STAMP) $@

@@ -12,16 +12,12 @@ prompts that they answer. Training happens in a work folder: `models/` and `stat
 as they are. What is done is kept there: an interrupted run goes on when it is repeated.
 """
 
-import signal
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing.context import SpawnContext, SpawnProcess
+from functools import partial
 from pathlib import Path
-from threading import Event
 from typing import Any, Final
 
 import numpy as np
@@ -47,6 +43,7 @@ from config import Frequency
 from console import (
     add_asset_argument,
     add_common_arguments,
+    add_worker_arguments,
     configure_logging,
     moment,
     note,
@@ -58,10 +55,11 @@ from console import (
 from content_keys import program_key
 from data_fetcher import BarSource, open_source
 from domain import IntArray
-from errors import ConfigError, DataError, MinerError
+from errors import ConfigError, DataError, MinerError, StateError
 from garch_baseline import Garch, require_arch
 from lgbm_trainer import progress_steps
 from state_store import locked, write_atomically
+from task_pool import Job, TaskPool, open_pool, tell, work_off
 from walk_forward import (
     BASELINES,
     DEFAULT_BASELINES,
@@ -71,16 +69,16 @@ from walk_forward import (
     Market,
     Plan,
     Prompts,
+    Scores,
     plan_market,
-    replay_in_worker,
-    report_step,
-    start_worker,
-    train_in_worker,
+    replay_jobs,
+    training_job,
 )
 from wire_format import format_iso
 
 WORK_DIR: Final = Path("build/backtest")
-CHUNK_PROMPTS: Final = 8  # fewer are not worth a process of their own
+CHUNK_PROMPTS: Final = 8  # fewer are not worth a task of their own
+PROGRAM: Final = "walk_forward"  # the module of the tasks that go to a cluster
 EXAMPLES: Final = (
     "python backtest.py --source archive --archive-dir bars --train-until 2025-11-10",
     "python backtest.py --source simulated --train-until 2026-01-10 --asset BTC --frequency hf",
@@ -124,7 +122,7 @@ def parser() -> ArgumentParser:
     )
     options.add_argument("--days", metavar="D", help="days of history to learn from (default: 365)")
     _add_outputs(options)
-    options.add_argument("--jobs", metavar="N", help="processes (default: the number of cores)")
+    add_worker_arguments(options)
     add_common_arguments(options)
     return options
 
@@ -237,6 +235,7 @@ class _Run:
     prompts: Prompts
     settings: dict[str, Any]  # as the document and the work folder show them
     jobs: int
+    scheduler: str | None
     failures: list[str] = field(default_factory=list)
 
     @classmethod
@@ -248,6 +247,11 @@ class _Run:
         baselines = _baselines(args.baselines)
         if args.closed_form:
             _require_laws(args, baselines)
+        if args.scheduler and args.export_predictions:
+            raise ConfigError(
+                "--export-predictions writes every path of every answer, which do not travel from "
+                "a cluster; leave out one of it and --scheduler."
+            )
         source = open_source(settings)
         markets = tuple(
             Market(
@@ -268,6 +272,7 @@ class _Run:
             prompts=Prompts(start=args.start, end=args.end, count=args.prompts, times=times),
             settings=_shown_settings(args, settings, baselines),
             jobs=settings.jobs,
+            scheduler=args.scheduler,
         )
 
     def plan(self) -> list[Plan]:
@@ -281,54 +286,42 @@ class _Run:
         return plans
 
     def work_off(self, plans: list[Plan]) -> None:
-        """Train and replay what is missing, in processes; keeps all that was done."""
+        """Train and replay what is missing, side by side; keeps all that was done."""
         waiting = [plan for plan in plans if plan.todo]
         if not waiting:
             return
-        steps = {plan.market.name: _steps(plan) for plan in waiting}
-        with _workers(self.jobs, steps) as pool:
-            self._work_off_in(pool, waiting)
+        scores = {plan.market.name: Scores(plan) for plan in waiting}
+        with showing_progress({plan.market.name: _steps(plan) for plan in waiting}) as show:
 
-    def _work_off_in(self, pool: ProcessPoolExecutor, plans: list[Plan]) -> None:
-        """Replay prompts as soon as their models are there."""
-        running: dict[Future[Any], tuple[Plan, int | None]] = {}
+            def on_step(name: str, step: str, found: Any) -> None:
+                show(name, step)
+                if found is not None:
+                    with suppress(StateError):  # tried again, and then complained of, at the end
+                        scores[name].keep(found)
+
+            with open_pool(self.jobs, self.scheduler, PROGRAM, on_step) as pool:
+                work_off(pool, self._jobs(pool, waiting, scores), self._failed)
+
+    def _jobs(self, pool: TaskPool, plans: list[Plan], scores: dict[str, Scores]) -> Iterator[Job]:
+        """What can be done at once: trainings, and prompts whose models are there."""
+
+        def replays(plan: Plan, moment_: int) -> Sequence[Job]:
+            parts = max(1, min(pool.size, len(plan.missing[moment_]) // CHUNK_PROMPTS))
+            return replay_jobs(plan, moment_, parts, scores[plan.market.name])
+
         for plan in plans:
             for moment_ in plan.untrained:
-                running[pool.submit(train_in_worker, plan.market, moment_)] = plan, moment_
+                yield training_job(plan.market, moment_, partial(replays, plan, moment_))
         for plan in plans:
             for moment_ in sorted(plan.missing.keys() - set(plan.untrained)):
-                running |= self._submit_prompts(pool, plan, moment_)
-        while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                plan, trained = running.pop(future)
-                if self._failed(future):
-                    continue
-                if trained is not None:
-                    running |= self._submit_prompts(pool, plan, trained)
+                yield from replays(plan, moment_)
 
-    def _submit_prompts(
-        self, pool: ProcessPoolExecutor, plan: Plan, moment_: int
-    ) -> dict[Future[Any], tuple[Plan, int | None]]:
-        times = plan.missing[moment_]
-        parts = max(1, min(self.jobs, len(times) // CHUNK_PROMPTS))
-        return {
-            pool.submit(replay_in_worker, plan.market, moment_, chunk): (plan, None)
-            for chunk in np.array_split(times, parts)
-        }
-
-    def _failed(self, future: "Future[Any]") -> bool:
-        try:
-            future.result()
-        except BrokenProcessPool:
-            raise MinerError(
-                "a worker process ended, perhaps for want of memory; what was done is kept: repeat "
-                "the command with fewer --jobs."
-            ) from None
-        except MinerError as error:
-            if str(error) not in self.failures:
-                self.failures.append(str(error))
-            return True
-        return False
+    def _failed(self, _: Job, error: Exception) -> None:
+        """One sentence for what cannot be done; a bug keeps its traceback, and ends it all."""
+        if not isinstance(error, MinerError):
+            raise error
+        if str(error) not in self.failures:
+            self.failures.append(str(error))
 
     def document(self, plans: list[Plan]) -> dict[str, Any]:
         """Everything that was scored, as `--json` writes it."""
@@ -349,71 +342,26 @@ class _Run:
 
         markets = {market.name: market for market in self.markets}
         entries = {market_name(entry): entry for entry in document["markets"]}
-        insights = {}
-        with _workers(self.jobs, dict.fromkeys(entries, EXPLAIN_STEPS)) as pool:
-            futures = {
-                name: pool.submit(_explain_in_worker, markets[name], entry)
-                for name, entry in entries.items()
-            }
-            for name, future in futures.items():
-                if not self._failed(future):
-                    insights[name] = future.result()
+        insights: dict[str, Any] = {}
+
+        def keep(name: str, found: Any) -> Sequence[Job]:
+            insights[name] = found
+            return ()
+
+        jobs = [
+            Job(name=name, work=_explain, args=(markets[name], entry), then=partial(keep, name))
+            for name, entry in entries.items()
+        ]
+        with (
+            showing_progress(dict.fromkeys(entries, EXPLAIN_STEPS)) as show,
+            open_pool(self.jobs, None, PROGRAM, lambda name, step, _: show(name, step)) as pool,
+        ):
+            work_off(pool, jobs, self._failed)
         return insights
 
 
-class _DeafProcess(SpawnProcess):
-    """A process that never hears an interrupt: its parent does, and tells it."""
-
-    def start(self) -> None:
-        """Start it while interrupts are ignored, which it inherits."""
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            super().start()
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-
-class _DeafContext(SpawnContext):
-    """Spawned, because threads of BLAS do not survive a fork."""
-
-    Process = _DeafProcess
-
-
-@contextmanager
-def _workers(jobs: int, steps: dict[str, int]) -> Iterator[ProcessPoolExecutor]:
-    """Processes that stop soon when the block is left by an error or an interrupt."""
-    context = _DeafContext()
-    stop = context.Event()
-    with ExitStack() as stack:
-        with _interrupts_wait():  # half started, the queue's process would be left behind
-            events = stack.enter_context(showing_progress(steps, context))
-        pool = stack.enter_context(
-            ProcessPoolExecutor(
-                jobs, mp_context=context, initializer=start_worker, initargs=(stop, events)
-            )
-        )
-        try:
-            yield pool
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-@contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Raise an interrupt only when the block is done."""
-    heard = Event()
-    before = signal.signal(signal.SIGINT, lambda *_: heard.set())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if heard.is_set():
-        raise KeyboardInterrupt
-
-
-def _explain_in_worker(market: Market, entry: dict[str, Any]) -> Any:
+def _explain(market: Market, entry: dict[str, Any]) -> Any:
+    """The task, of this machine alone: it reads the work folder."""
     from report import explain_market
 
     return explain_market(
@@ -422,7 +370,7 @@ def _explain_in_worker(market: Market, entry: dict[str, Any]) -> Any:
         market.competition,
         entry,
         seed=market.settings.seed,
-        on_step=lambda: report_step(market.name, "report"),
+        on_step=lambda: tell(market.name, "report"),
     )
 
 

@@ -14,10 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
-from multiprocessing.context import SpawnContext
 from pathlib import Path
-from queue import Empty, Queue
-from threading import Event, Thread
 from typing import Final, NoReturn, TypeAlias, get_args
 
 from rich import box
@@ -28,7 +25,6 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -39,7 +35,6 @@ from rich.text import Text
 from config import ASSETS, PROTOCOL_PROFILES, Settings, SourceName, asset_spec, load_settings
 from errors import ConfigError, MinerError
 
-Events: TypeAlias = "Queue[tuple[str, str]]"  # what workers report, by name
 Cell: TypeAlias = str | int | float | Text | None
 
 EXIT_FAILURE: Final = 1
@@ -111,6 +106,21 @@ def add_asset_argument(parser: ArgumentParser, *, default: str) -> None:
         type=_known_asset,
         metavar="ASSET",
         help=f"one of {', '.join(ASSETS)}; repeatable (default: {default})",
+    )
+
+
+def add_worker_arguments(parser: ArgumentParser) -> None:
+    """`--jobs` and `--scheduler`: who does the tasks."""
+    parser.add_argument(
+        "--jobs",
+        metavar="N",
+        help="processes of this machine that work side by side (default: the number of cores)",
+    )
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="of a dask.distributed cluster that works instead, e.g. tcp://10.0.0.5:8786; on a "
+        "trusted network only, see docs/cluster.md (default: none)",
     )
 
 
@@ -249,31 +259,18 @@ def showing_days() -> Iterator[Callable[[int, int, str], None]]:
 
 
 @contextmanager
-def showing_progress(totals: Mapping[str, int], context: SpawnContext) -> Iterator[Events]:
-    """One bar per name, moved by what worker processes put into the queue it yields.
+def showing_progress(totals: Mapping[str, int]) -> Iterator[Callable[[str, str], None]]:
+    """One bar per name, moved by calls with a name and the step of its total that begins.
 
-    Each event is `(name, step)`: one step of that name's total has begun.
+    The calls may come from any thread.
     """
-    with progress() as bars, context.Manager() as manager:
-        events: Events = manager.Queue()
+    with progress() as bars:
         lines = {name: bars.add_task(name, total=total) for name, total in totals.items()}
-        done = Event()
-        pump = Thread(target=_pump, args=(bars, events, lines, done), daemon=True)
-        pump.start()
-        try:
-            yield events
-        finally:
-            done.set()
-            pump.join()
 
+        def show(name: str, step: str) -> None:
+            bars.update(lines[name], advance=1, description=f"{name} · {step}")
 
-def _pump(bars: Progress, events: Events, lines: Mapping[str, TaskID], done: Event) -> None:
-    while not (done.is_set() and events.empty()):
-        try:
-            name, step = events.get(timeout=0.2)
-        except Empty:
-            continue
-        bars.update(lines[name], advance=1, description=f"{name} · {step}")
+        yield show
 
 
 # ---------------------------------------------------------------- log lines

@@ -37,25 +37,22 @@ def histories_of(source: BarSource, frequency: Frequency) -> tuple[MarketHistory
     return tuple(histories)
 
 
-def pooled_priors(
+def pool_files(
     histories: Sequence[MarketHistory], first: int, last: int, folder: Path
-) -> tuple[PooledPrior, ...]:
+) -> list[Path]:
     """What a training needs whose fits end between `first` and `last`, Unix seconds.
 
     `histories`: all assets of one frequency, so that none of them is special.
-    Moments at which no asset has enough bars have no prior. Raises: StateError, BusyError.
+    What is not there is fitted. Raises: StateError, BusyError.
     """
-    priors = [
-        _prior(histories, moment, folder / name)
-        for moment, name in zip(
-            pool_moments(first, last), pool_names(histories, first, last), strict=True
-        )
-    ]
-    return tuple(prior for prior in priors if prior is not None)
+    files = [folder / name for name in pool_names(histories, first, last)]
+    for moment, file in zip(pool_moments(first, last), files, strict=True):
+        _require(histories, moment, file)
+    return files
 
 
 def pool_names(histories: Sequence[MarketHistory], first: int, last: int) -> list[str]:
-    """The files of `pooled_priors`: their names stand for all that they depend on."""
+    """The names of `pool_files`, which stand for all that they depend on."""
     return [_name(histories, moment) for moment in pool_moments(first, last)]
 
 
@@ -66,12 +63,16 @@ def _name(histories: Sequence[MarketHistory], moment: int) -> str:
     return f"{histories[0].frequency.value}_{day}_{key}.json"
 
 
-def _prior(histories: Sequence[MarketHistory], moment: int, file: Path) -> PooledPrior | None:
+def _require(histories: Sequence[MarketHistory], moment: int, file: Path) -> None:
     if not file.exists():
         with locked(file.parent, "fitting what the markets have in common", wait_s=FIT_WAIT_S):
             if not file.exists():
                 events, _ = known_events(moment)
                 prior = fit_pooled_prior(histories, moment, events)
                 write_atomically(file, orjson.dumps(None if prior is None else prior.to_dict()))
+
+
+def read_pool(file: Path) -> PooledPrior | None:
+    """A pool of `pool_files`; None if no two assets had enough bars at its moment."""
     values = orjson.loads(file.read_bytes())
     return None if values is None else PooledPrior.from_dict(values)

@@ -12,20 +12,18 @@ others fail.
 """
 
 import logging
-import multiprocessing
-import signal
 from argparse import ArgumentParser, Namespace
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from bar_cleaning import summarise_set_aside
-from config import ASSETS, Frequency, Settings, protocol_profile
+from config import ASSETS, Frequency, Settings
 from console import (
-    Events,
     add_asset_argument,
     add_common_arguments,
+    add_worker_arguments,
     configure_logging,
     moment,
     note,
@@ -38,13 +36,15 @@ from console import (
 )
 from data_fetcher import BarSource, LiveSource, open_source
 from errors import DataError, MinerError
-from lgbm_trainer import LeadReport, TrainingResult, fit_window, progress_steps, train
+from lgbm_trainer import LeadReport, TrainingResult, fit_window, progress_steps
 from live_market import LiveMarket
 from model_store import publish_set
-from pool_store import histories_of, pooled_priors
+from set_training import load_peers, shared_history, shared_priors, train_set
 from state_store import locked
+from task_pool import Job, WorkersLost, open_pool, work_off
 
 POOL_FOLDER: Final = "pool"  # beside the sets of the assets
+PROGRAM: Final = "set_training"  # the module of the tasks
 
 log = logging.getLogger("train_models")
 
@@ -75,9 +75,7 @@ def parser() -> ArgumentParser:
         action="store_true",
         help="for live sources: train on the bars that are stored, fetch none",
     )
-    options.add_argument(
-        "--jobs", metavar="N", help="sets trained side by side (default: the number of cores)"
-    )
+    add_worker_arguments(options)
     add_common_arguments(options)
     return options
 
@@ -94,7 +92,7 @@ def main() -> int:
     results: list[TrainingResult] = []
     if pairs:
         with locked(settings.model_dir, "training"):
-            results, failed = train_all(pairs, settings, args.until)
+            results, failed = train_all(pairs, settings, args.until, args.scheduler)
         failures += failed
     _report(results)
     for failure in failures:
@@ -158,99 +156,100 @@ def _name_the_others(source: BarSource, served: Any) -> None:
 # ---------------------------------------------------------------- training side by side
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """One set to train, in a process of its own."""
+def train_all(
+    pairs: list[Pair], settings: Settings, until: int | None, scheduler: str | None = None
+) -> tuple[list[TrainingResult], list[str]]:
+    """Train the pairs side by side and publish each as it completes.
 
-    asset: str
-    frequency: Frequency
+    On the cluster of `scheduler`, if one is named. Raises: ConfigError, BusyError, if
+    that cannot be used.
+    """
+    batch = _Batch(settings=settings, until=until)
+    names = {pair: f"{pair[0]} {pair[1].value}" for pair in pairs}
+    with showing_progress({names[pair]: progress_steps(pair[1]) for pair in pairs}) as show:
+        jobs = batch.jobs(names)
+        if jobs:
+            batch.work_off(jobs, scheduler, show)
+    batch.results.sort(key=lambda result: pairs.index((result.asset, result.frequency)))
+    return batch.results, batch.failures
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    """What is trained together, and what has come of it so far."""
+
     settings: Settings
     until: int | None
+    results: list[TrainingResult] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
-    @property
-    def name(self) -> str:
-        """How progress bars call it."""
-        return f"{self.asset} {self.frequency.value}"
+    def jobs(self, names: Mapping[Pair, str]) -> list[Job]:
+        """One for every pair that can be tried; those that take longest first."""
+        source = open_source(self.settings)
+        jobs = []
+        for asset, frequency in sorted(names, key=lambda pair: list(Frequency).index(pair[1])):
+            try:
+                jobs.append(self._job(source, asset, frequency, names[asset, frequency]))
+            except DataError as error:
+                self.failures.append(str(error))
+        load_peers.cache_clear()  # the pools are fitted; memory is for the trainings
+        return jobs
 
-
-def train_all(
-    pairs: list[Pair], settings: Settings, until: int | None
-) -> tuple[list[TrainingResult], list[str]]:
-    """Train the pairs in processes and publish each as it completes."""
-    results: list[TrainingResult] = []
-    failures: list[str] = []
-    tasks = [
-        Task(asset=asset, frequency=frequency, settings=settings, until=until)
-        for asset, frequency in pairs
-    ]
-    context = multiprocessing.get_context("spawn")  # threads of BLAS do not survive a fork
-    workers = min(settings.jobs, len(tasks))
-    totals = {task.name: progress_steps(task.frequency) for task in tasks}
-    with (
-        showing_progress(totals, context) as events,
-        ProcessPoolExecutor(workers, context, initializer=_end_when_interrupted) as pool,
-    ):
-        futures = {pool.submit(_run, task, events): task for task in tasks}
-        for future in as_completed(futures):
-            _collect(futures[future], future, results, failures)
-    results.sort(key=lambda result: pairs.index((result.asset, result.frequency)))
-    return results, failures
-
-
-def _end_when_interrupted() -> None:
-    """In the worker: an interrupt ends it, where it would else go on to the next set."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def _run(task: Task, events: Events) -> tuple[TrainingResult, list[str]]:
-    """In the worker: load the bars, train, report every step."""
-    source = open_source(task.settings)
-    loaded = source.load(task.asset, task.frequency)
-    history = loaded.history if task.until is None else loaded.history.known_at(task.until)
-    if not len(history.bars):
-        raise DataError(f"{task.name}: no bars are known by --until; choose a later moment.")
-    first, last = fit_window(history, task.settings.days)
-    peers = histories_of(source, task.frequency)
-    result = train(
-        history,
-        days=task.settings.days,
-        seed=task.settings.seed,
-        profile=protocol_profile(task.settings.profile),
-        priors=pooled_priors(peers, first, last, task.settings.model_dir / POOL_FOLDER),
-        progress=lambda step: events.put((task.name, step)),
-    )
-    return result, [
-        f"{task.name}: set aside {line}" for line in summarise_set_aside(loaded.set_aside)
-    ]
-
-
-def _collect(
-    task: Task,
-    future: "Future[tuple[TrainingResult, list[str]]]",
-    results: list[TrainingResult],
-    failures: list[str],
-) -> None:
-    try:
-        result, set_aside = future.result()
-        publish_set(
-            task.settings.model_dir, task.asset, task.frequency, result.model_id, result.files
+    def _job(self, source: BarSource, asset: str, frequency: Frequency, name: str) -> Job:
+        loaded = source.load(asset, frequency)
+        history = loaded.history if self.until is None else loaded.history.known_at(self.until)
+        if not len(history.bars):
+            raise DataError(f"{name}: no bars are known by --until; choose a later moment.")
+        window = fit_window(history, self.settings.days)
+        pools = self.settings.model_dir / POOL_FOLDER
+        args = (
+            shared_history(self.settings, asset, frequency),
+            shared_priors(self.settings, frequency, *window, pools),
+            self.settings,
+            self.until,
+            name,
         )
-    except MinerError as error:
-        failures.append(str(error))
-        return
-    except BrokenProcessPool:
-        failures.append(
-            f"{task.name}: a training process ended abruptly, probably for lack of memory; "
-            "try again with fewer --jobs."
+        lines = [f"{name}: set aside {line}" for line in summarise_set_aside(loaded.set_aside)]
+        return Job(name=name, work=train_set, args=args, then=partial(self._keep, lines))
+
+    def work_off(
+        self, jobs: list[Job], scheduler: str | None, show: Callable[[str, str], None]
+    ) -> None:
+        """Train side by side; what was trained is kept whatever becomes of the rest."""
+        workers = min(self.settings.jobs, len(jobs))
+        with open_pool(workers, scheduler, PROGRAM, lambda name, step, _: show(name, step)) as pool:
+            try:
+                work_off(pool, jobs, self._failed)
+            except WorkersLost as error:
+                self.failures.append(str(error))
+
+    def _keep(self, set_aside: Sequence[str], result: TrainingResult) -> Sequence[Job]:
+        try:
+            publish_set(
+                self.settings.model_dir,
+                result.asset,
+                result.frequency,
+                result.model_id,
+                result.files,
+            )
+        except MinerError as error:
+            self.failures.append(str(error))
+            return ()
+        self.results.append(result)
+        for line in (*set_aside, *result.warnings):
+            note(line)
+        return ()
+
+    def _failed(self, job: Job, error: Exception) -> None:
+        """One sentence for a set that cannot be trained; the others go on."""
+        if isinstance(error, MinerError):
+            if str(error) not in self.failures:
+                self.failures.append(str(error))
+            return
+        log.error("failed", exc_info=error, extra={"set": job.name})
+        self.failures.append(
+            f"{job.name}: the training failed by a fault of the program, see above."
         )
-        return
-    except Exception:
-        log.exception("failed", extra={"asset": task.asset, "frequency": task.frequency})
-        failures.append(f"{task.name}: the training failed by a fault of the program, see above.")
-        return
-    results.append(result)
-    for line in (*set_aside, *result.warnings):
-        note(line)
 
 
 # ---------------------------------------------------------------- closing table

@@ -2,22 +2,19 @@
 
 Models learn from the bars known before the prompts they answer: up to one moment
 for all of them (frozen), or again and again at the cadence of the live miner. Sets
-and scores are kept in the work folder, so only what is missing is done.
+and scores are kept in the work folder, so only what is missing is done: as tasks, which
+know nothing of that folder, and give back what is kept in it.
 """
 
-import os
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from multiprocessing import parent_process
-from multiprocessing.synchronize import Event
+from functools import cache
 from pathlib import Path
-from threading import Thread
+from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from backtest_store import (
     append_score,
@@ -40,16 +37,15 @@ from config import (
     protocol_profile,
 )
 from content_keys import bars_key, content_key, program_key
-from data_fetcher import open_source
 from domain import IntArray, MarketHistory
 from errors import ConfigError, DataError, InsufficientHistory
 from garch_baseline import Garch
 from lgbm_predictor import ModelSet, load_model_set
-from lgbm_trainer import fit_window, train
+from lgbm_trainer import TrainingResult, fit_window
 from market_baselines import Har, Oracle, fit_har
 from market_view import MarketView
 from model_store import publish_set, published_sets
-from pool_store import histories_of, pool_names, pooled_priors
+from pooled_prior import PooledPrior
 from replay import (
     EngineForecaster,
     PromptResult,
@@ -61,19 +57,21 @@ from replay import (
     replay_laws,
     usual_request,
 )
+from set_training import (
+    load_history,
+    names_of_pools,
+    shared_history,
+    shared_priors,
+    train_set,
+)
+from task_pool import Job, tell
 from wire_format import format_iso
 
 BASELINES: Final = ("reference", "ewma_t", "har", "garch_t", "oracle")
 WITHOUT_LAW: Final = ("garch_t",)  # their variance follows their own paths
 DEFAULT_BASELINES: Final = ("reference", "ewma_t", "har", "oracle")
 DEFAULT_DAYS: Final = 7  # that are replayed, before the end of the bars
-KEPT_HISTORIES: Final = 2  # per process: chunks of one market follow each other
-
-Report = Callable[[str, str], None]  # a market's name, and the step that it begins
-
-
-class Stopped(Exception):
-    """The run was interrupted: what is done is kept."""
+POOLS: Final = "pools"  # in the work folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,22 +105,7 @@ class Market:
 
     def history(self) -> MarketHistory:
         """Everything that the source has. Raises: DataError."""
-        return _load(self.settings, self.asset, self.frequency)
-
-
-@lru_cache(maxsize=KEPT_HISTORIES)
-def _load(settings: Settings, asset: str, frequency: Frequency) -> MarketHistory:
-    return open_source(settings).load(asset, frequency).history
-
-
-def _peers(market: Market) -> tuple[MarketHistory, ...]:
-    """All assets that the market's models may lean on, whichever are replayed."""
-    return _load_all(market.settings, market.frequency)
-
-
-@lru_cache(maxsize=1)
-def _load_all(settings: Settings, frequency: Frequency) -> tuple[MarketHistory, ...]:
-    return histories_of(open_source(settings), frequency)
+        return load_history(self.settings, self.asset, self.frequency)
 
 
 # ---------------------------------------------------------------- the plan of a market
@@ -235,29 +218,41 @@ def training_moment(market: Market, history: MarketHistory, start_ts: int) -> in
     return (start_ts - history.scored_lag_s) // market.cadence_s * market.cadence_s
 
 
-def train_models(market: Market, moment: int, report: Report) -> None:
-    """Train and keep the models that have learned up to `moment`.
+def training_job(market: Market, moment: int, then: Callable[[], Sequence[Job]]) -> Job:
+    """Train the models that have learned up to `moment`, keep them, and go on with `then`.
 
-    Raises: InsufficientHistory.
+    Raises: DataError if nothing was known by then.
     """
     history = market.history()
     past = _past(market, history, moment)
-    first, last = fit_window(past, market.settings.days)
+    folder = _set_folder(market, past)
+    priors = shared_priors(
+        market.settings,
+        market.frequency,
+        *fit_window(past, market.settings.days),
+        market.work_dir / POOLS,
+    )
+
+    def keep(result: TrainingResult) -> Sequence[Job]:
+        publish_set(folder, market.asset, market.frequency, result.model_id, result.files)
+        return then()
+
+    shared = shared_history(market.settings, market.asset, market.frequency)
+    return Job(
+        name=market.name, work=train_models, args=(shared, priors, market, moment), then=keep
+    )
+
+
+def train_models(
+    history: MarketHistory, priors: Sequence[PooledPrior | None], market: Market, moment: int
+) -> TrainingResult:
+    """The task: models that have learned up to `moment`. Raises: InsufficientHistory."""
     try:
-        result = train(
-            past,
-            days=market.settings.days,
-            seed=market.settings.seed,
-            profile=protocol_profile(market.settings.profile),
-            priors=pooled_priors(_peers(market), first, last, market.work_dir / "pools"),
-            progress=lambda step: report(market.name, step),
-        )
+        return train_set(history, priors, market.settings, moment, market.name)
     except InsufficientHistory as error:
         raise InsufficientHistory(
             f"{str(error).rstrip('.')}, or choose a later --train-until or --start."
         ) from None
-    folder = _set_folder(market, past)
-    publish_set(folder, market.asset, market.frequency, result.model_id, result.files)
 
 
 def _past(market: Market, history: MarketHistory, moment: int) -> MarketHistory:
@@ -273,7 +268,8 @@ def _past(market: Market, history: MarketHistory, moment: int) -> MarketHistory:
 def _set_folder(market: Market, past: MarketHistory) -> Path:
     settings = market.settings
     wanted = [settings.seed, settings.days, settings.profile]
-    pools = pool_names(_peers(market), *fit_window(past, settings.days))
+    window = fit_window(past, settings.days)
+    pools = names_of_pools(settings, market.frequency, *window)
     key = content_key(bars_key(past), wanted, pools, program_key("lgbm_trainer"))
     return sets_folder(market.work_dir, key)
 
@@ -305,25 +301,81 @@ def _fit_baselines(
 # ---------------------------------------------------------------- replay
 
 
-def replay_prompts(market: Market, moment: int, times: IntArray, report: Report) -> None:
-    """Answer and score the prompts with the models of `moment`; keep every one as it is done."""
-    history = market.history()
-    past = _past(market, history, moment)
-    file = scores_file(
-        market.work_dir, market.asset, market.frequency, _scores_key(market, bars_key(history))
-    )
-    engine = EngineForecaster(_models(market, history, moment))
-    baselines = _fit_baselines(market, history, past)
-    for result in _results(market, engine, baselines, times):
-        append_score(file, result.to_dict())
-        report(market.name, "prompts")
+class Scores:
+    """Keeps the scores of a plan's missing prompts as they come in, from any thread.
+
+    Every prompt comes in twice, told of and given back, and is kept once.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._file = plan.scores
+        self._missing = {time for times in plan.missing.values() for time in times.tolist()}
+        self._lock = Lock()
+
+    def keep(self, entry: Mapping[str, Any]) -> None:
+        """Keep one prompt. Raises: StateError."""
+        with self._lock:
+            if entry["start_ts"] in self._missing:
+                append_score(self._file, entry)
+                self._missing.remove(entry["start_ts"])
+
+    def keep_all(self, entries: Sequence[Mapping[str, Any]]) -> Sequence[Job]:
+        """Keep what a task gave back; nothing follows from it. Raises: StateError."""
+        for entry in entries:
+            self.keep(entry)
+        return ()
+
+
+def replay_jobs(plan: Plan, moment: int, parts: int, scores: Scores) -> list[Job]:
+    """Answer and score the plan's missing prompts with the models of `moment`, in parts."""
+    market = plan.market
+    (folder, *_) = _published(market, market.history(), moment)
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    shared = shared_history(market.settings, market.asset, market.frequency)
+    return [
+        Job(
+            name=market.name,
+            work=replay_prompts,
+            args=(shared, files, market, moment, times),
+            then=scores.keep_all,
+            urgent=True,  # the models are fresh: what is done first is out of the way
+        )
+        for times in np.array_split(plan.missing[moment], parts)
+    ]
+
+
+def replay_prompts(
+    history: MarketHistory,
+    files: Mapping[str, bytes],
+    market: Market,
+    moment: int,
+    times: IntArray,
+) -> list[dict[str, Any]]:
+    """The task: answer and score the prompts with a set, given as its files."""
+    engine = EngineForecaster(_set_from(files))
+    baselines = _fit_baselines(market, history, _past(market, history, moment))
+    found = []
+    for result in _results(market, history, engine, baselines, times):
+        found.append(result.to_dict())
+        tell(market.name, "prompts", found[-1])
+    return found
+
+
+def _set_from(files: Mapping[str, bytes]) -> ModelSet:
+    with TemporaryDirectory() as name:
+        for file, data in files.items():
+            (Path(name) / file).write_bytes(data)
+        return load_model_set(Path(name))
 
 
 def _results(
-    market: Market, engine: EngineForecaster, baselines: Sequence[Forecaster], times: IntArray
+    market: Market,
+    history: MarketHistory,
+    engine: EngineForecaster,
+    baselines: Sequence[Forecaster],
+    times: IntArray,
 ) -> Iterator[PromptResult]:
     """Replay prompts one by one; what is drawn is exported if it is wanted."""
-    history = market.history()
     if market.closed_form:
         with_laws = [each for each in baselines if isinstance(each, LawForecaster)]
         yield from replay_laws(history, engine, with_laws, market.competition, times)
@@ -359,57 +411,3 @@ class EngineViews:
             models = _models(self._market, self._market.history(), moment)
             self._engines = {moment: EngineForecaster(models)}  # the ones before are done with
         return self._engines[moment].view(known)
-
-
-# ---------------------------------------------------------------- worker processes
-
-
-@dataclass(slots=True)
-class _Worker:
-    """What a worker process shares with its parent."""
-
-    stop: Event | None = None
-    events: Any = None
-
-
-_worker: Final = _Worker()
-
-
-def start_worker(stop: Event, events: Any) -> None:
-    """Make this process a worker that stops when told to, and ends with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and says when
-    threadpool_limits(1)  # workers share the cores already
-    _worker.stop, _worker.events = stop, events
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _go_on() -> None:
-    """Raises: Stopped if nothing more is to be done."""
-    if _worker.stop is not None and _worker.stop.is_set():
-        raise Stopped
-
-
-def report_step(name: str, step: str) -> None:
-    """Say which step of a market begins. Raises: Stopped if there is to be no other."""
-    _go_on()
-    if _worker.events is not None:
-        _worker.events.put((name, step))
-
-
-def train_in_worker(market: Market, moment: int) -> None:
-    """`train_models`, in a worker process."""
-    _go_on()
-    train_models(market, moment, report_step)
-
-
-def replay_in_worker(market: Market, moment: int, times: IntArray) -> None:
-    """`replay_prompts`, in a worker process."""
-    _go_on()
-    replay_prompts(market, moment, times, report_step)

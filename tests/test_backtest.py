@@ -178,7 +178,7 @@ def main(monkeypatch, *words):
 
 def test_repeating_a_finished_run_needs_no_work(finished, arguments, monkeypatch, tmp_path):
     _, folder, work_dir = finished
-    monkeypatch.setattr(backtest, "ProcessPoolExecutor", None)  # it would be called otherwise
+    monkeypatch.setattr(backtest, "open_pool", None)  # it would be called otherwise
     again = tmp_path / "again.json"
     assert main(monkeypatch, *arguments, "--work-dir", work_dir, "--json", again) == 0
     assert again.read_bytes() == (folder / "a.json").read_bytes()

@@ -62,6 +62,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "scheduled_events",
         "pool_store",
         "backtest_store",
+        "task_pool",
         "model_store",
         "lgbm_predictor",
         "lgbm_trainer",
@@ -74,6 +75,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "market_view",
         "forecast_engine",
         "replay",
+        "set_training",
         "walk_forward",
         "attribution",
         "own_scores",
@@ -202,6 +204,7 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
     ),
     "bar_store": (frozenset({"state_store"}), "bars are documents of the state folder"),
     "feeds": (frozenset({"clock", "feed_http"}), "a feed asks its host, by the market's clock"),
+    "task_pool": (frozenset({"content_keys"}), "workers of another program are refused"),
     "backtest_store": (frozenset({"state_store"}), "both write files that survive crashes"),
     "model_store": (frozenset({"state_store"}), "both write files that survive crashes"),
     "lgbm_predictor": (frozenset({"model_store"}), "a set is loaded from where it was published"),
@@ -244,8 +247,8 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
     "live_market": (frozenset({"collector", "price_board"}), "it holds what feeds an engine"),
     "set_review": (frozenset({"forecast_engine"}), "it reviews the sets of a running engine"),
     "walk_forward": (
-        frozenset({"market_view", "replay"}),
-        "it replays market by market",
+        frozenset({"market_view", "replay", "set_training"}),
+        "it replays market by market, with sets trained as for the live miner",
     ),
     "lgbm_trainer": (
         frozenset({"lgbm_predictor", "model_store", "scheduled_events"}),
@@ -352,6 +355,14 @@ def test_only_plots_imports_matplotlib_and_only_inside_functions():
 def test_only_the_axon_adapter_imports_bittensor():
     users = {module for module in MODULES if "bittensor" in imported(tree(module))}
     assert users == {"axon_adapter"}
+
+
+def test_only_the_task_pool_imports_dask_and_only_inside_functions():
+    dask = {"dask", "distributed"}
+    assert {module for module in MODULES if imported(tree(module)) & dask} == {"task_pool"}
+    functions = (ast.FunctionDef, ast.ClassDef)
+    outside = [node for node in tree("task_pool").body if not isinstance(node, functions)]
+    assert dask & set(chain.from_iterable(map(imported, outside))) == set()
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -6,7 +6,7 @@ import pytest
 import pool_store
 from config import DAY_S, Frequency
 from data_fetcher import SimulatedSource
-from pool_store import histories_of, pool_names, pooled_priors
+from pool_store import histories_of, pool_files, pool_names, read_pool
 from pooled_prior import POOL_EVERY_S
 from tests.test_pooling import corrupted
 
@@ -18,6 +18,10 @@ FIRST = LAST - 2 * DAY_S
 @pytest.fixture(scope="module")
 def histories():
     return histories_of(SOURCE, Frequency.LF)
+
+
+def pooled_priors(*arguments):
+    return [prior for file in pool_files(*arguments) if (prior := read_pool(file)) is not None]
 
 
 def test_every_asset_of_the_source_takes_part(histories):

@@ -4,11 +4,8 @@ import os
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
-from queue import Queue
 
 import numpy as np
 import pytest
@@ -19,10 +16,11 @@ from config import DAY_S, Frequency, Settings
 from console import run_script
 from data_fetcher import LiveSource, open_source
 from errors import InsufficientHistory
-from lgbm_trainer import TrainingResult
 from loopback_venues import serve_venues
 from model_store import published_pairs
 from state_store import locked
+from task_pool import Job, work_off
+from tests.pools import PoolHere, do_here
 
 ROOT = Path(__file__).resolve().parent.parent
 HF, LF = Frequency.HF, Frequency.LF
@@ -227,14 +225,16 @@ def test_assets_asked_for_twice_are_trained_once_and_absent_ones_named(archive):
 
 
 @pytest.fixture
-def run_task(quick_search):
-    """One set, trained in this process, with the steps it told of."""
+def run_task(quick_search, tmp_path):
+    """One set, trained in this process: its result, and the jobs that could not be made."""
 
     def run(folder, frequency=LF, until=None):
-        settings = Settings(source="archive", archive_dir=folder, days=6.5)
-        task = train_models.Task(asset="BTC", frequency=frequency, settings=settings, until=until)
-        events: Queue[tuple[str, str]] = Queue()
-        return train_models._run(task, events)
+        settings = Settings(
+            source="archive", archive_dir=folder, days=6.5, model_dir=tmp_path / "models"
+        )
+        batch = train_models._Batch(settings=settings, until=until)
+        do_here(batch.jobs({("BTC", frequency): f"BTC {frequency.value}"}))
+        return batch
 
     return run
 
@@ -246,53 +246,51 @@ def test_bars_after_until_change_no_byte(run_task, archive_dir, archive, write_b
         noise = np.exp(0.3 * np.random.default_rng(0).standard_normal(len(bars)))
         close = np.where(bars.close_ts > until, bars.close * noise, bars.close)
         write_bars(tmp_path / "corrupted", asset, replace(bars, close=close))
-    one, _ = run_task(archive_dir, until=until)
-    other, _ = run_task(tmp_path / "corrupted", until=until)
+    (one,) = run_task(archive_dir, until=until).results
+    (other,) = run_task(tmp_path / "corrupted", until=until).results
     assert one.files == other.files
-    later, _ = run_task(tmp_path / "corrupted")
+    (later,) = run_task(tmp_path / "corrupted").results
     assert later.files != one.files
 
 
 def test_a_moment_before_the_first_bar_trains_nothing(run_task, archive_dir, archive):
     first = int(archive.load("BTC", HF).history.bars.open_ts[0])
-    with pytest.raises(Exception, match="BTC lf: no bars are known by --until; choose a later"):
-        run_task(archive_dir, until=first)
+    batch = run_task(archive_dir, until=first)
+    assert batch.results == []
+    (failure,) = batch.failures
+    assert failure == "BTC lf: no bars are known by --until; choose a later moment."
 
 
-def test_bars_that_were_set_aside_are_reported(run_task, archive, write_bars, tmp_path):
+def test_bars_that_were_set_aside_are_reported(run_task, archive, write_bars, tmp_path, capsys):
     bars = archive.load("BTC", HF).history.bars
     close = bars.close.copy()
     close[-5_000] *= 100
     write_bars(tmp_path / "spiked", "BTC", replace(bars, close=close))
-    _, (line,) = run_task(tmp_path / "spiked")
+    run_task(tmp_path / "spiked")
+    line = capsys.readouterr().err
     assert line.startswith("BTC lf: set aside 1 × spike of about ×10 or more that reverts (first")
 
 
 # ---------------------------------------------------------------- when something breaks
 
 
+def raising(error):
+    raise error
+
+
 def outcome_of(error, settings):
-    """Results and failures after a task ended with the error."""
-    future: Future[tuple[TrainingResult, list[str]]] = Future()
-    future.set_exception(error)
-    task = train_models.Task(asset="BTC", frequency=HF, settings=settings, until=None)
-    results: list[TrainingResult] = []
-    failures: list[str] = []
-    train_models._collect(task, future, results, failures)
-    assert results == []
-    (failure,) = failures
+    """The failure that a task ends with which raises the error."""
+    batch = train_models._Batch(settings=settings, until=None)
+    job = Job(name="BTC hf", work=raising, args=(error,), then=list)
+    work_off(PoolHere(), [job], batch._failed)
+    assert batch.results == []
+    (failure,) = batch.failures
     return failure
 
 
 def test_a_refused_set_is_a_failure_in_its_own_words(tmp_path):
     failure = outcome_of(InsufficientHistory("too short; wait."), Settings(model_dir=tmp_path))
     assert failure == "too short; wait."
-
-
-def test_a_killed_process_is_a_failure_with_a_remedy(tmp_path):
-    failure = outcome_of(BrokenProcessPool(), Settings(model_dir=tmp_path))
-    assert failure.startswith("BTC hf: a training process ended abruptly")
-    assert failure.endswith("fewer --jobs.")
 
 
 def test_a_bug_keeps_its_traceback_and_stops_no_other_set(tmp_path, caplog):
@@ -306,14 +304,9 @@ def test_a_bug_keeps_its_traceback_and_stops_no_other_set(tmp_path, caplog):
 def test_a_set_that_cannot_be_written_is_a_failure(tmp_path, trained):
     blocked = tmp_path / "models"
     blocked.write_text("a file where the folder should be")
-    future: Future[tuple[TrainingResult, list[str]]] = Future()
-    future.set_result((trained[HF], []))
-    task = train_models.Task(
-        asset="BTC", frequency=HF, settings=Settings(model_dir=blocked), until=None
-    )
-    failures: list[str] = []
-    train_models._collect(task, future, [], failures)
-    (failure,) = failures
+    batch = train_models._Batch(settings=Settings(model_dir=blocked), until=None)
+    assert list(batch._keep([], trained[HF])) == []
+    (failure,) = batch.failures
     assert "cannot be written" in failure
 
 

@@ -14,19 +14,20 @@ from model_store import publish_set, published_sets
 from replay import known_at_prompt, last_prompt, realised_path, usual_request
 from scoring import score_paths
 from tests.conftest import TRAINED_DAYS_BEFORE_END
+from tests.pools import do_here
 from walk_forward import (
     EngineViews,
     Market,
     Prompts,
+    Scores,
     _past,
     _set_folder,
     plan_market,
-    replay_prompts,
-    train_models,
+    replay_jobs,
+    training_job,
     training_moment,
 )
 
-QUIET = lambda name, step: None  # noqa: E731
 DAYS = {Frequency.HF: 4.0, Frequency.LF: 8.0}  # as the fixture `trained` has them
 
 
@@ -69,8 +70,8 @@ def asked(count=4, **changes):
 def replayed(market, prompts):
     """All scores of the prompts, by start time."""
     plan = plan_market(market, prompts)
-    for moment, times in plan.missing.items():
-        replay_prompts(market, moment, times, QUIET)
+    for moment in plan.missing:
+        do_here(replay_jobs(plan, moment, 1, Scores(plan)))
     return {time: load_scores(plan.scores)[time] for time in plan.times.tolist()}
 
 
@@ -121,7 +122,7 @@ def test_too_little_history_to_learn_from_is_one_sentence(make_market):
     market = make_market(train_until=None)
     moment = int(market.history().bars.open_ts[0]) + 6 * 3600
     with pytest.raises(InsufficientHistory, match=r"too few.*or choose a later --train-until"):
-        train_models(market, moment, QUIET)
+        do_here([training_job(market, moment, list)])
 
 
 @pytest.mark.usefixtures("quick_search")
@@ -130,9 +131,7 @@ def test_what_is_missing_is_trained_once_and_answers(make_market):
     start = last_prompt(market.history())
     plan = plan_market(market, asked(times=np.array([start])))
     assert len(plan.untrained) == 1
-    steps = []
-    train_models(market, plan.untrained[0], lambda name, step: steps.append(step))
-    assert "scale" in steps
+    do_here([training_job(market, plan.untrained[0], list)])
     again = plan_market(market, asked(times=np.array([start])))
     assert again.untrained == ()
     scores = replayed(market, asked(times=np.array([start])))
@@ -161,7 +160,8 @@ def test_chunks_and_order_change_no_byte(make_market, tmp_path):
     plan = plan_market(market, asked(5))
     ((moment, times),) = plan.missing.items()
     for chunk in (times[3:], times[:1], times[1:3]):
-        replay_prompts(market, moment, chunk, QUIET)
+        part = replace(plan, missing={moment: chunk})
+        do_here(replay_jobs(part, moment, 1, Scores(part)))
     assert load_scores(plan.scores) == whole
 
 
@@ -173,7 +173,8 @@ def test_in_closed_form_too_chunks_and_order_change_no_byte(make_market, tmp_pat
     plan = plan_market(market, asked(5))
     ((moment, times),) = plan.missing.items()
     for chunk in (times[3:], times[:1], times[1:3]):
-        replay_prompts(market, moment, chunk, QUIET)
+        part = replace(plan, missing={moment: chunk})
+        do_here(replay_jobs(part, moment, 1, Scores(part)))
     assert load_scores(plan.scores) == whole
     assert plan_market(market, asked(5)).todo == 0
 
