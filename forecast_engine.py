@@ -11,7 +11,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
 from typing import Any, Final, Self
 from zlib import crc32
 
@@ -234,7 +234,8 @@ class ForecastEngine:
     Thread-safe: answers may be computed side by side, and never wait for
     training. Damaged models or state cost a rung of the ladder, not an answer.
     A live source's bars grow with every `refresh`; `prices` gives answers a newer
-    price than the last bar's to start from.
+    price than the last bar's to start from. Markets of a live source are taken up
+    when they are first asked for, or by the first `refresh`.
     """
 
     def __init__(
@@ -245,6 +246,7 @@ class ForecastEngine:
         self._prices = prices
         self._store = StateStore(settings.state_dir)
         self._markets: dict[Pair, _Market] = {}
+        self._taking_up = Lock()
 
     @classmethod
     def open(cls, source: BarSource, settings: Settings, prices: PriceBoard | None = None) -> Self:
@@ -287,13 +289,13 @@ class ForecastEngine:
 
     def history(self, asset: str, frequency: Frequency) -> MarketHistory:
         """All bars held for the pair. Raises UnknownAsset if there are none."""
-        try:
-            return self._markets[asset, frequency].history
-        except KeyError:
+        market = self._market(asset, frequency)
+        if market is None:
             raise UnknownAsset(
                 f"{asset} has no {frequency.value} bars here; the source serves "
                 f"{', '.join(self.assets()) or 'nothing'}."
-            ) from None
+            )
+        return market.history
 
     def calibration(self, asset: str, frequency: Frequency) -> dict[str, float]:
         """What the controller multiplies the scale by, by lead; empty without a state."""
@@ -325,26 +327,49 @@ class ForecastEngine:
     def refresh(self) -> None:
         """Take up bars that came or changed, and model sets that were published since."""
         if isinstance(self._source, GrowingSource):
-            self._take_up_bars(self._source)
+            for asset, frequencies in self._source.frequencies().items():
+                for frequency in frequencies:
+                    self._take_up_bars(self._source, asset, frequency)
         for (asset, frequency), market in self._markets.items():
             self._load_models(asset, frequency, market)
             with market.lock:
                 self._view(market, market.history)
+        for market in self._markets.values():
+            if market.models is not None:
+                prepare_matching(market.models.spec, market.models.calibration.path_shape)
 
-    def _take_up_bars(self, source: GrowingSource) -> None:
-        """Markets appear with their first bar, and follow their bars from then on."""
-        markets: dict[Pair, _Market] = {}
-        for asset, frequencies in source.frequencies().items():
-            for frequency in frequencies:
-                history = source.recent(asset, frequency)
-                market = self._markets.get((asset, frequency))
-                if history is not None and market is not None:
-                    _follow(market, history)
-                elif history is not None:
-                    market = _Market(history=history)
-                if market is not None:
-                    markets[asset, frequency] = market
-        self._markets = markets  # in one step: answers may be looking through the former
+    def _take_up_bars(self, source: GrowingSource, asset: str, frequency: Frequency) -> None:
+        """A market appears with its first bar, and follows its bars from then on."""
+        market = self._markets.get((asset, frequency))
+        if market is None:
+            self._market(asset, frequency)
+            return
+        history = source.recent(asset, frequency)
+        if history is not None:
+            _follow(market, history)
+
+    def _market(self, asset: str, frequency: Frequency) -> _Market | None:
+        """The market, taken up now if nobody asked for it before; None without bars."""
+        pair, source = (asset, frequency), self._source
+        if pair in self._markets or not isinstance(source, GrowingSource):
+            return self._markets.get(pair)
+        served = source.frequencies()
+        if frequency not in served.get(asset, ()):
+            return None
+        with self._taking_up:
+            history = None if pair in self._markets else source.recent(asset, frequency)
+            if history is not None:
+                market = _Market(history=history)
+                self._load_models(asset, frequency, market)
+                held = {**self._markets, pair: market}
+                # In one step and in the source's order: others look through it meanwhile.
+                self._markets = {
+                    (one, each): held[one, each]
+                    for one, frequencies in served.items()
+                    for each in frequencies
+                    if (one, each) in held
+                }
+        return self._markets.get(pair)
 
     def checkpoint(self) -> None:
         """Write the newest states of every market. Raises StateError if the disk refuses."""
@@ -375,7 +400,8 @@ class ForecastEngine:
         states = []
         if models is not None:
             states = self._saved_states(asset, frequency, models, market.history)
-            prepare_matching(models.spec, models.calibration.path_shape)
+            if market.models is not None:  # the first set answers at once, unprepared
+                prepare_matching(models.spec, models.calibration.path_shape)
         with market.lock:
             if models is not None:
                 market.models, market.states = models, states
@@ -431,7 +457,7 @@ class ForecastEngine:
         wanted = request_frequency(request)
         other = Frequency.HF if wanted is Frequency.LF else Frequency.LF
         for frequency in (wanted, other):
-            market = self._markets.get((request.asset, frequency))
+            market = self._market(request.asset, frequency)
             if market is not None:
                 return market
         is_growing = isinstance(self._source, GrowingSource)

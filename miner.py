@@ -79,9 +79,13 @@ class Miner:
     def __init__(self, settings: Settings, market: LiveMarket | None, source: BarSource) -> None:
         self.clock: Clock = open_clock(settings)
         self.market = market
-        self.engine = ForecastEngine.open(source, settings, market.prices if market else None)
+        if source.live:  # what is asked for is taken up first, the rest by the first refresh
+            self.engine = ForecastEngine(source, settings, market.prices if market else None)
+        else:
+            self.engine = ForecastEngine.open(source, settings)
         self._settings = settings
         self._source = source
+        self._is_loaded = False
         self.ledger = Ledger(settings.state_dir / LEDGER_FILE)
         profile = protocol_profile(settings.profile)
         self.scores = ScoreKeeper(self.ledger, self.engine, profile, seed=settings.seed)
@@ -121,6 +125,8 @@ class Miner:
     def line(self, url: str) -> str:
         """The one line printed at the start."""
         engine = self.engine
+        if self._source.live:
+            return loading_line(url, self._source)
         return serving_line(
             url,
             self._source.name,
@@ -129,6 +135,16 @@ class Miner:
             due=engine.due(),
             now=engine.now(),
         )
+
+    def refresh(self) -> None:
+        """Take up new bars and sets; say once what there was at the start."""
+        self.engine.refresh()
+        if not self._is_loaded:
+            self._is_loaded = True
+            engine = self.engine
+            trained, due = engine.trained(), engine.due()
+            found = {"markets": len({*trained, *due}), "trained": len(trained), "due": len(due)}
+            log.info("loaded", extra=found)
 
     def due(self) -> Sequence[Pair]:
         """What to train; nothing while the past of a live source is still being fetched."""
@@ -162,7 +178,7 @@ class Miner:
 
 def duties(miner: Miner, settings: Settings, retrainer: Retrainer) -> list[Duty]:
     """Everything that goes on beside answering, each on its own cadence."""
-    refresh = Duty("refresh", miner.engine.refresh, every(REFRESH_S))
+    refresh = Duty("refresh", miner.refresh, every(REFRESH_S))
     plan = [
         refresh,
         Duty("retrain", retrainer.step, every(REFRESH_S)),
@@ -225,16 +241,12 @@ def serving_line(
     """The one line printed at the start: what is served, where, from models how old."""
     market = "a SIMULATED market" if source == "simulated" else f"source {source}"
     held = {*trained, *due}  # what has no models is due
-    if not held:
-        return (
-            f"serving on {url} from {market}; no bars were collected yet, so nothing is answered."
-        )
-    served = [
-        f"{asset} {'+'.join(frequency for frequency in Frequency if (asset, frequency) in held)}"
+    served = {
+        asset: [frequency for frequency in Frequency if (asset, frequency) in held]
         for asset in assets
-    ]
+    }
     old = len(set(trained) & set(due))
-    where = f"serving {', '.join(served)} on {url} from {market}"
+    where = f"serving {_named(served)} on {url} from {market}"
     if not trained:
         return f"{where}; none of {len(held)} model sets is trained yet."
     age_days = (now - min(trained.values())) / DAY_S
@@ -242,6 +254,18 @@ def serving_line(
         f"{where}; {len(trained)} of {len(held)} model "
         f"sets are trained, the oldest {age_days:.1f} days ago, {old or 'none'} of them due again."
     )
+
+
+def loading_line(url: str, source: BarSource) -> str:
+    """What a live miner prints at the start, when it has not looked at its files yet."""
+    return (
+        f"serving {_named(source.frequencies())} on {url} from source {source.name}; bars and "
+        "models are taken up now, and collected and trained where there are none."
+    )
+
+
+def _named(served: Mapping[str, Sequence[Frequency]]) -> str:
+    return ", ".join(f"{asset} {'+'.join(frequencies)}" for asset, frequencies in served.items())
 
 
 # ---------------------------------------------------------------- the process

@@ -705,6 +705,38 @@ def growing(archive, now):
     return Growing(truncated(archive, now).loaded)
 
 
+def test_a_market_is_taken_up_when_it_is_first_asked_for(archive, settings):
+    """So that the first answer after a start does not wait for all the others."""
+    source = growing(archive, archive.now())
+    engine = ForecastEngine(source, settings)
+    assert engine.assets() == ()
+    request = ask(source.now() + 60)
+    answer = engine.answer(request)
+    assert engine.trained().keys() == {("BTC", HF)}
+    opened = ForecastEngine.open(source, settings)
+    assert answer.paths.tobytes() == opened.answer(request).paths.tobytes()
+    assert engine.history("BTC", LF) is source.loaded["BTC", LF]
+    assert engine.trained().keys() == opened.trained().keys()
+
+
+def test_markets_keep_the_order_of_the_source_whatever_is_asked_first(archive, settings):
+    source = growing(archive, archive.now())
+    engine = ForecastEngine(source, settings)
+    engine.history("BTC", LF)
+    engine.refresh()
+    assert list(engine.trained()) == [("BTC", HF), ("BTC", LF)]
+
+
+def test_a_market_asked_for_from_many_threads_at_once_is_taken_up_once(archive, settings):
+    source = growing(archive, archive.now())
+    engine = ForecastEngine(source, settings)
+    request = ask(source.now() + 60)
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(engine.answer, request) for _ in range(8)]
+        assert len({task.result().paths.tobytes() for task in answers}) == 1
+    assert list(engine.trained()) == [("BTC", HF)]
+
+
 def assert_as_if_opened_now(engine, source, settings):
     """The engine answers with the bytes of one that has read all bars afresh."""
     fresh = ForecastEngine.open(source, replace(settings, state_dir=settings.state_dir / "none"))

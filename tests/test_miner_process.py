@@ -14,6 +14,7 @@ import pytest
 
 import miner
 from config import Frequency, Settings
+from data_fetcher import open_source
 from domain import ForecastRequest
 from http_service import bind
 from state_store import StateStore
@@ -49,17 +50,18 @@ def test_a_simulated_market_is_called_so():
     assert "from a SIMULATED market; none of 1 model sets is trained yet." in line
 
 
-def test_a_live_miner_without_bars_says_that_it_waits_for_them():
-    line = miner.serving_line("http://[::1]:1", "venue", [], trained={}, due=[], now=60)
-    assert line == (
-        "serving on http://[::1]:1 from source venue; no bars were collected yet, so nothing is "
-        "answered."
+def test_a_live_miner_says_at_once_what_it_serves():
+    """Before it has read a file: the first prompt may come within a second."""
+    source = open_source(Settings(source="venue", served_assets=("BTC", "AAPLX")))
+    assert miner.loading_line("http://[::1]:1", source) == (
+        "serving BTC hf+lf, AAPLX lf on http://[::1]:1 from source venue; bars and models are "
+        "taken up now, and collected and trained where there are none."
     )
 
 
 def test_states_are_set_aside_and_not_deleted_when_they_are_reset(tmp_path):
     store = StateStore(tmp_path)
-    store.save("market", "archive/BTC_hf", 3, {"x": 1})
+    store.save("market", "archive/BTC_hf", 4, {"x": 1})
     miner.forget_states(Settings(state_dir=tmp_path))
     assert store.names("market") == []
     assert len(list((tmp_path / "market" / "archive").glob("BTC_hf.msgpack.damaged-*"))) == 1

@@ -2,16 +2,13 @@
 
 import os
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
 import rehearsed_miner
 from errors import MinerError
 from rehearsed_miner import RehearsedMiner, log_lines, marked, vitals_of
-
-PATIENCE_S = 30
+from tests.waiting import PATIENCE_S, is_running, wait_for
 
 # Stands in for the miner where its faults matter: it starts a child in a session of
 # its own, as trainings are, and forgets it at the end.
@@ -44,30 +41,17 @@ def life(tmp_path, monkeypatch):
         entry.end()
 
 
-def is_there(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_a_process_that_outlives_the_miner_is_counted_and_killed(life):
     miner = life(FORGETFUL)
     assert miner.wait_until_serving() == "http://127.0.0.1:1"
-    (child,) = set(marked(miner._mark)) - {miner._process.pid}
+    # A moment after its start a process may still show no environment.
+    (child,) = wait_for(lambda: set(marked(miner._mark)) - {miner._process.pid})
     code, seconds = miner.stop()
     assert code == 0
     assert seconds < PATIENCE_S
-    assert is_there(child)
+    assert is_running(child)
     assert miner.end() == 1
-    wait_until(lambda: not is_there(child))
+    wait_for(lambda: not is_running(child))
     assert miner.end() == 0
     assert not miner.is_running
 
@@ -75,7 +59,7 @@ def test_a_process_that_outlives_the_miner_is_counted_and_killed(life):
 def test_its_log_and_its_vitals_are_kept_and_the_end_does_not_count(life, tmp_path):
     miner = life(FORGETFUL)
     miner.wait_until_serving()
-    wait_until(lambda: miner.vitals)
+    wait_for(lambda: miner.vitals)
     miner.stop()
     count = len(miner.vitals)
     miner.end()
