@@ -182,14 +182,16 @@ def duties(miner: Miner, settings: Settings, retrainer: Retrainer) -> list[Duty]
     plan = [
         refresh,
         Duty("retrain", retrainer.step, every(REFRESH_S)),
-        Duty("checkpoint", miner.engine.checkpoint, every(CHECKPOINT_S)),
+        # What follows can wait, and the first answer cannot.
+        Duty("checkpoint", miner.engine.checkpoint, every(CHECKPOINT_S), at_once=False),
         Duty(
             "own scores",
             lambda: miner.scores.step(miner.now()),
             each(miner.clock, 60, offset_s=SCORE_OFFSET_S),
+            at_once=False,
         ),
-        Duty("prune", lambda: miner.ledger.prune(miner.now()), every(PRUNE_S)),
-        Duty("review", lambda: review_sets(miner.engine, settings), every(REVIEW_S)),
+        Duty("prune", lambda: miner.ledger.prune(miner.now()), every(PRUNE_S), at_once=False),
+        Duty("review", lambda: review_sets(miner.engine, settings), every(REVIEW_S), at_once=False),
     ]
     market = miner.market
     if market is not None:

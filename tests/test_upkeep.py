@@ -22,6 +22,20 @@ def upkeep_of(*duties):
         upkeep.stop(0.05)
 
 
+def test_a_duty_that_can_wait_is_first_done_after_its_pause_and_not_at_the_stop():
+    done, began = [], threading.Event()
+    with upkeep_of(
+        Duty("later", lambda: done.append("later"), every(3600), at_once=False),
+        Duty("now", began.set, every(3600)),
+    ):
+        assert began.wait(PATIENCE_S)
+    assert done == []
+    soon = Duty("soon", began.set, every(0.01), at_once=False)
+    began.clear()
+    with upkeep_of(soon):
+        assert began.wait(PATIENCE_S)
+
+
 def test_a_failing_duty_stops_no_other(caplog):
     caplog.set_level(logging.INFO, logger="upkeep")
     done = []
