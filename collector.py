@@ -9,11 +9,12 @@ finds on the disk it never asks for again, so both may be interrupted anywhere, 
 two processes on one folder find each other's work done.
 
 Of feeds that are not scored only history is fetched, and only where the scored
-feed has none: before its first bar and in holes of days.
+feed has none: before its first bar and in holes of days. Only while a scored feed
+fails of which no bar is stored do others of its price stand in, minute by minute.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
@@ -55,6 +56,7 @@ NEARBY_S: Final = 3600  # gaps that lie closer together are asked for in one cal
 CHUNK_S: Final = 5 * DAY_S  # of one call of a back-fill; all that an interrupt can lose
 OVERLAP_S: Final = 3600  # of two feeds at a seam, so that their levels can be compared
 FAULTS_OF_A_VENUE: Final = 2  # in a row
+STAND_IN_DAYS: Final = 15  # of other feeds' bars where nothing of a failing scored one is stored
 _EDGE_BARS: Final = 5  # a venue drops its oldest bars while it is being asked
 
 Progress = Callable[[int, int, str], None]  # days done, days in all, what is fetched
@@ -131,10 +133,32 @@ class Collector:
         go on. Never raises for a feed.
         """
         now = int(self._clock.now())
+
+        def bring_up(series: Series, into: Collected) -> None:
+            self._bring_up(series, now, into)
+
         series = [entry for plan in self._plans.values() for entry in scored_series(plan)]
-        done = self._by_venue(series, lambda entry, into: self._bring_up(entry, now, into))
-        self._report_failures(done, {entry.feed.name for entry in series})
+        done = self._by_venue(series, bring_up)
+        up = {entry.feed.venue for entry in series if entry.feed.name not in done.failures}
+        down = {entry.feed.venue for entry in series} - up
+        stand_ins = [
+            Series(plan.asset, feed, MINUTE_S)
+            for plan in self._plans.values()
+            if self._is_bare(plan, done.failures, now)
+            for feed in plan.others
+            if feed.same_price and feed.venue not in down
+        ]
+        done.add(self._by_venue(stand_ins, bring_up))
+        self._report_failures(done, {entry.feed.name for entry in (*series, *stand_ins)})
         return done
+
+    def _is_bare(self, plan: FeedPlan, failing: Collection[str], now: int) -> bool:
+        """Whether the scored feed fails and no bar of it is stored."""
+        start = (now // DAY_S - STAND_IN_DAYS) * DAY_S
+        return plan.scored.name in failing and all(
+            self._store.empty(*entry.key, start, now) == [(start, now // entry.bar_s * entry.bar_s)]
+            for entry in scored_series(plan)
+        )
 
     def _bring_up(self, series: Series, now: int, into: Collected) -> None:
         end = now // series.bar_s * series.bar_s
@@ -174,7 +198,8 @@ class Collector:
         total, tried = Collected(), set[tuple[Series, Span]]()
         now = int(self._clock.now())  # one for all rounds, so that they come to an end
         while not halt.is_set():
-            chunks = [chunk for chunk in self._chunks(plans, now) if chunk not in tried]
+            failing = total.failures.keys() | self.failing().keys()
+            chunks = [c for c in self._chunks(plans, now, failing) if c not in tried]
             if not chunks:
                 break
             tried |= set(chunks)
@@ -183,12 +208,14 @@ class Collector:
         self._report_failures(total, set(total.failures))
         return total
 
-    def _chunks(self, plans: Sequence[FeedPlan], now: int) -> list[tuple[Series, Span]]:
+    def _chunks(
+        self, plans: Sequence[FeedPlan], now: int, failing: Collection[str]
+    ) -> list[tuple[Series, Span]]:
         """What is missing, in calls, the newest first."""
         wanted = [
             (series, span)
             for plan in plans
-            for series, spans in self._wanted(plan, now)
+            for series, spans in self._wanted(plan, now, failing)
             for part in self._lacking(series, spans)
             for span in _cut(part)
         ]
@@ -200,7 +227,9 @@ class Collector:
         ]
         return _calls(missing)
 
-    def _wanted(self, plan: FeedPlan, now: int) -> Iterator[tuple[Series, list[Span]]]:
+    def _wanted(
+        self, plan: FeedPlan, now: int, failing: Collection[str]
+    ) -> Iterator[tuple[Series, list[Span]]]:
         """What each series should hold. Other feeds: what all better ones cannot give."""
         settled = (now - SETTLE_S) // MINUTE_S * MINUTE_S
         for series in scored_series(plan):
@@ -208,11 +237,16 @@ class Collector:
         start = -(-int(now - self._days * DAY_S) // MINUTE_S) * MINUTE_S
         minutes = Series(plan.asset, plan.scored, MINUTE_S)
         holes = self._holes(minutes, [(start, settled)], now)
+        is_bare = self._is_bare(plan, failing, now)
+        if is_bare:
+            since = max(start, now // MINUTE_S * MINUTE_S - STAND_IN_DAYS * DAY_S)
+            holes = merge_spans([*holes, (since, settled)])
         for feed in plan.others:
             series = Series(plan.asset, feed, MINUTE_S)
             reach = [(low - OVERLAP_S, min(high + OVERLAP_S, settled)) for low, high in holes]
             yield series, clip_spans(reach, series.oldest(now, self._days), settled)
-            holes = self._holes(series, holes, now)
+            if not (is_bare and feed.name in failing):  # else the next one fills them
+                holes = self._holes(series, holes, now)
 
     def _holes(self, series: Series, within: Iterable[Span], now: int) -> list[Span]:
         """Time that the series has no bar of and will get none: its beginning, and days."""

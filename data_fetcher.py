@@ -14,7 +14,7 @@ has both for an asset, the single file is used.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -101,7 +101,7 @@ class GrowingSource(BarSource, Protocol):
     def recent(self, asset: str, frequency: Frequency) -> MarketHistory | None:
         """The last days of bars; the same object again while nothing changed.
 
-        None while the scored feed has no bar of the asset.
+        None while no feed of the asset's price has a bar of it.
         """
 
 
@@ -131,7 +131,8 @@ class LiveSource:
     It calls no host itself: whatever is stored can be read, also while every feed
     is unreachable. LF bars are made of minutes, and are the feed's own five-minute
     bars where minutes are missing; time before the scored feed's first bar, and
-    holes of days, show other feeds' bars on the scored feed's level.
+    holes of days, show other feeds' bars on the scored feed's level. While no bar of
+    the scored feed is stored at all, another feed of its price stands in.
     """
 
     live: Final = True
@@ -161,7 +162,7 @@ class LiveSource:
     def load(self, asset: str, frequency: Frequency) -> LoadedHistory:
         """Stored bars of as many days as the settings say.
 
-        Raises: UnknownAsset; DataError if the scored feed has no bar of it yet.
+        Raises: UnknownAsset; DataError if no feed of its price has a bar of it yet.
         """
         if frequency not in _require_asset(asset, self):
             raise DataError(
@@ -174,7 +175,7 @@ class LiveSource:
             frequency,
             lambda venue, bar_s: self._store.load(venue, asset, bar_s, start),
         )
-        history = _live_history(asset, frequency, parts, self.name)
+        history = _live_history(self.plans[asset], frequency, parts, self.name)
         if history is None:
             raise DataError(
                 f"no bar of {asset} from {self.plans[asset].scored.name} is stored yet; let "
@@ -193,7 +194,7 @@ class LiveSource:
             )
             held = self._recent.get((asset, frequency))
             if held is None or any(old is not new for old, new in zip(held[0], parts, strict=True)):
-                held = parts, _live_history(asset, frequency, parts, self.name)
+                held = parts, _live_history(self.plans[asset], frequency, parts, self.name)
                 self._recent[asset, frequency] = held
             return held[1]
 
@@ -257,9 +258,13 @@ class _Window:
 
 
 def _live_history(
-    asset: str, frequency: Frequency, parts: _Parts, source: str
+    plan: FeedPlan, frequency: Frequency, parts: _Parts, source: str
 ) -> MarketHistory | None:
     minutes, own, *others = parts
+    stand_in = _stand_in(plan, others) if minutes is None and own is None else None
+    if stand_in is not None:
+        minutes = others[stand_in]
+        others[stand_in] = None
     price_bars = own if minutes is None else minutes
     if price_bars is None:
         return None
@@ -273,12 +278,27 @@ def _live_history(
     if bars is None:
         return None
     return MarketHistory(
-        asset=asset,
+        asset=plan.asset,
         frequency=frequency,
         bars=join_feeds(bars, coarse),
         price_bars=price_bars,
         source=source,
+        stand_in=None if stand_in is None else plan.others[stand_in].name,
     )
+
+
+def _stand_in(plan: FeedPlan, others: Sequence[Bars | None]) -> int | None:
+    """Which other feed speaks for a scored one without any bar; the freshest, of equals the best.
+
+    Only one of about the same price: the moves of a tenth of an index are known, its
+    level is not.
+    """
+    ends = {
+        number: bars.end_ts
+        for number, (feed, bars) in enumerate(zip(plan.others, others, strict=True))
+        if feed.same_price and bars is not None
+    }
+    return max(ends, key=lambda number: ends[number]) if ends else None
 
 
 # ---------------------------------------------------------------- simulated

@@ -138,6 +138,8 @@ class MarketHistory:
     `bars` lie on the frequency's grid and feed the models. `price_bars` are the
     finest bars of the same feed and give the anchor price: for LF built from
     one-minute bars they are those minutes, otherwise they are `bars`.
+    `stand_in` names another feed, of about the same price, that all of them are of
+    while none of the scored feed is known.
     """
 
     asset: str
@@ -145,6 +147,7 @@ class MarketHistory:
     bars: Bars
     price_bars: Bars
     source: str  # "archive", "simulated", "venue", …
+    stand_in: str | None = None
 
     @property
     def scored_lag_s(self) -> int:

@@ -6,7 +6,7 @@ steps down a ladder (`Rung`) and says why. Everything here is pure.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, Self
 
@@ -233,6 +233,16 @@ def best_view(
     `state` None: from the first bar on. `note` says why there are no models. On
     the rungs without models there is no state either.
     """
+    view, advanced = _highest_view(models, history, state, note)
+    if history.stand_in is not None:
+        said = f"no bar of the scored feed is stored; {history.stand_in} stands in"
+        view = replace(view, notes=(*view.notes, said))
+    return view, advanced
+
+
+def _highest_view(
+    models: ModelSet | None, history: MarketHistory, state: MarketState | None, note: str
+) -> tuple[MarketView, MarketState | None]:
     if not len(history.bars):
         return prior_view(history, "no bar had closed by then"), None
     if models is None:

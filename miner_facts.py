@@ -37,6 +37,7 @@ class MarketFacts:
     price_feed: str | None  # e.g. "binance:BTCUSDT"
     trained_until: int | None  # None: no trained models
     is_due: bool  # for training
+    stand_in: str | None = None  # the feed whose bars are used while the scored one has none
     own: OwnScore | None = None
     calibration: Mapping[str, float] = field(default_factory=dict)  # scalars by name
 
@@ -96,7 +97,7 @@ class EngineFacts:
         """The facts now."""
         now = self._engine.now()
         markets = tuple(self._markets())
-        warnings = tuple(_stale(markets, now)) if self._is_live else ()
+        warnings = tuple(_doubts(markets, now)) if self._is_live else ()
         obstacles = () if markets else ("no asset has any bars yet",)
         facts = MinerFacts(
             now=now,
@@ -154,14 +155,20 @@ def _market(
         price_feed=history.price_bars.feed if known else None,
         trained_until=trained_until,
         is_due=is_due,
+        stand_in=history.stand_in,
         own=own,
     )
 
 
-def _stale(markets: tuple[MarketFacts, ...], now: float) -> list[str]:
+def _doubts(markets: tuple[MarketFacts, ...], now: float) -> list[str]:
     sentences = []
     for market in markets:
         bar_s = FREQUENCIES[market.frequency].bar_s
+        if market.stand_in is not None:
+            sentences.append(
+                f"{market.asset} {market.frequency}: no bar of the scored feed is stored, "
+                f"{market.stand_in} stands in"
+            )
         if market.last_bar_ts is None:
             sentences.append(f"{market.asset} {market.frequency} has no bars")
         elif now - market.last_bar_ts > STALE_BARS * bar_s:

@@ -102,7 +102,8 @@ def score_matured(
 def _known_until(history: MarketHistory) -> float:
     """Until which grid time realised prices are known."""
     bars = history.price_bars
-    return bars.end_ts - history.scored_lag_s if len(bars) else -np.inf
+    is_known = len(bars) and history.stand_in is None  # another feed's prices score nothing
+    return bars.end_ts - history.scored_lag_s if is_known else -np.inf
 
 
 def _score_all(
@@ -149,6 +150,8 @@ def _scores(
 ) -> tuple[SketchScore, SketchScore]:
     """Of the answer and of `ewma_t`. Raises: DataError if it cannot be scored."""
     request = answer.request
+    if history.stand_in is not None:
+        raise DataError(f"{request.asset}: no price of the scored feed is known.")
     competition = scored_by(profile, request)
     realised = realised_path(history, request)
     known = known_at_prompt(history, request.start_ts)

@@ -2,7 +2,8 @@
 
 The ladder: the newest price of the scored feed, quote or closed bar, while it is
 young; else another feed's quote, moved to the scored feed's level; else the newest
-price of the scored feed whatever its age. A quote that is about ten times off the
+price of the scored feed whatever its age. While no bar of the scored feed is known,
+another feed's last bar takes its place, as a second source. A quote that is about ten times off the
 last bar counts only if another feed agrees. Answers read the board and call no
 feed; `PricePoller` fills it.
 """
@@ -157,19 +158,30 @@ class PriceBoard:
                 )
 
     def anchor(self, asset: str, last_bar: PriceQuote, now: int) -> Anchor:
-        """What the ladder gives; `last_bar` is the scored feed's last close."""
+        """What the ladder gives; `last_bar` is the scored feed's last close.
+
+        Or that of another feed while no bar of the scored one is known: it is then a
+        second source like any other.
+        """
         plan = self._plans[asset]
         with self._lock:
             scored = self._quotes.get((asset, plan.scored.name))
-            others = [quote for feed in plan.others if (quote := self._rebased(asset, feed))]
-        usable = [quote for quote in others if _is_plausible(quote, last_bar, [scored])]
-        best = _anchor(last_bar, AnchorSource.LAST_BAR, now)
-        if scored and scored.ts > last_bar.ts and _is_plausible(scored, last_bar, others):
-            best = _anchor(scored, AnchorSource.QUOTE, now)
+            quoted = [(feed, self._quotes.get((asset, feed.name))) for feed in plan.others]
+            others = [on for feed, quote in quoted if (on := self._on_level(asset, feed, quote))]
+            stands_in = [feed for feed in plan.others if feed.name == last_bar.feed]
+            for feed in stands_in:
+                last_bar = self._on_level(asset, feed, last_bar) or last_bar
+        source = AnchorSource.SECOND_SOURCE if stands_in else AnchorSource.LAST_BAR
+        best = _anchor(last_bar, source, now)
+        if scored and _is_plausible(scored, last_bar, others):
+            goes_before = bool(stands_in) and now - scored.ts <= self._max_age_s
+            if goes_before or scored.ts > last_bar.ts:
+                best = _anchor(scored, AnchorSource.QUOTE, now)
         if now - best.ts <= self._max_age_s:
             return best
-        for quote in usable:
-            if quote.ts > best.ts and now - quote.ts <= self._max_age_s:
+        for quote in others:
+            is_young = quote.ts > best.ts and now - quote.ts <= self._max_age_s
+            if is_young and _is_plausible(quote, last_bar, [scored]):
                 return _anchor(quote, AnchorSource.SECOND_SOURCE, now)
         return best
 
@@ -195,9 +207,11 @@ class PriceBoard:
                 else:
                     self._doubtful[key] = level
 
-    def _rebased(self, asset: str, feed: FeedSymbol) -> PriceQuote | None:
-        """The feed's quote on the scored feed's level; None while that is not known."""
-        quote, level = self._quotes.get((asset, feed.name)), self._levels.get((asset, feed.name))
+    def _on_level(
+        self, asset: str, feed: FeedSymbol, quote: PriceQuote | None
+    ) -> PriceQuote | None:
+        """A price of another feed on the scored feed's level; None while that is not known."""
+        level = self._levels.get((asset, feed.name))
         if quote is None or (level is None and not feed.same_price):
             return None
         return replace(quote, price=quote.price * (level.ratio if level else 1.0))

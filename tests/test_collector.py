@@ -16,6 +16,7 @@ from collector import (
     LATE_REREAD_S,
     REREAD_BARS,
     SETTLE_S,
+    STAND_IN_DAYS,
     Collector,
     Series,
     VenueRound,
@@ -430,6 +431,42 @@ def test_a_miner_that_was_off_for_long_fills_the_hole_from_another_feed(tmp_path
     lost = NOW + DAY_S  # Hyperliquid keeps three and a half days of minutes
     assert lost not in world.closes("HYPE", "hyperliquid")
     assert lost in world.closes("HYPE", "pyth")
+
+
+def test_while_a_scored_feed_without_a_bar_fails_others_stand_in_for_it(tmp_path):
+    """The best that works, some days back and minute by minute; and only as long as that lasts."""
+    world = World(tmp_path, "XAU", days=40.0)
+    down = FeedUnreachable("it cannot be reached; wait.")
+    world.feeds[Venue.HYPERLIQUID].failure = down
+    world.feeds[Venue.PYTH].failure = down
+    world.collector.collect()
+    world.collector.backfill()
+    held = world.store.load("binance", "XAU", 60)
+    assert held.end_ts == NOW
+    assert NOW - held.open_ts[0] >= STAND_IN_DAYS * DAY_S
+    world.clock.time += 60
+    world.feeds[Venue.PYTH].failure = None
+    world.collector.collect()
+    assert world.store.load("binance", "XAU", 60).end_ts == NOW + 60
+    assert world.store.load("pyth", "XAU", 60).end_ts == NOW + 60
+    world.feeds[Venue.HYPERLIQUID].failure = None
+    world.clock.time += 60
+    world.collector.collect()
+    for _ in range(3):
+        world.clock.time += 60
+        world.collector.collect()
+    assert world.store.load("hyperliquid", "XAU", 60).end_ts == NOW + 300
+    assert world.store.load("pyth", "XAU", 60).end_ts == NOW + 60
+
+
+def test_a_venue_that_keeps_its_past_is_replaced_for_some_days_alone(tmp_path):
+    world = World(tmp_path, "BTC", days=40.0)
+    world.feeds[Venue.BINANCE].failure = FeedUnreachable("it cannot be reached; wait.")
+    world.collector.backfill()
+    held = world.store.load("pyth", "BTC", 60)
+    assert held is not None
+    assert NOW - held.open_ts[0] == pytest.approx(STAND_IN_DAYS * DAY_S, abs=2 * 3600)
+    assert (np.diff(held.open_ts) == 60).all()
 
 
 def test_an_unreachable_venue_ends_the_backfill_with_its_sentence(tmp_path):

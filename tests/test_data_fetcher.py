@@ -514,11 +514,32 @@ def test_without_minutes_the_venues_own_bars_give_the_price(tmp_path):
     np.testing.assert_array_equal(history.bars.close, fives.close)
 
 
-def test_history_of_other_feeds_alone_has_no_price_and_is_none(tmp_path):
-    token = live_bars(LIVE_NOW - DAY_S, LIVE_NOW, "pyth:XAUT")
-    BarStore(tmp_path).append("pyth", "XAU", token)
+def test_another_feed_of_the_same_price_stands_in_until_the_scored_one_has_a_bar(tmp_path):
+    """Of several the freshest; nothing of it is left in the prices once scored bars come."""
+    store = BarStore(tmp_path)
+    store.append("pyth", "XAU", live_bars(LIVE_NOW - 3 * DAY_S, LIVE_NOW - DAY_S, "pyth:XAUT"))
+    token = live_bars(LIVE_NOW - DAY_S, LIVE_NOW, "binance:PAXGUSDT", level=90.0)
+    store.append("binance", "XAU", token)
     source = LiveSource(Settings(state_dir=tmp_path), StillClock())
-    assert source.recent("XAU", Frequency.LF) is None
+    history = source.recent("XAU", Frequency.LF)
+    assert history.stand_in == history.bars.feed == history.price_bars.feed == "binance:PAXGUSDT"
+    assert history.anchor_price == token.close[-1]
+    assert source.load("XAU", Frequency.LF).history.stand_in == "binance:PAXGUSDT"
+    gold = live_bars(LIVE_NOW - 600, LIVE_NOW, "hyperliquid:xyz:GOLD", level=110.0)
+    store.append("hyperliquid", "XAU", gold)
+    later = source.recent("XAU", Frequency.LF)
+    assert (later.stand_in, later.bars.feed) == (None, "hyperliquid:xyz:GOLD")
+    np.testing.assert_array_equal(later.price_bars.close, gold.close)
+    assert np.abs(np.diff(np.log(later.bars.close))).max() < 1e-3  # no return spans two levels
+
+
+def test_a_feed_of_another_price_never_stands_in(tmp_path):
+    tenth = live_bars(LIVE_NOW - DAY_S, LIVE_NOW, "pyth:Crypto.SPYX/USD")
+    BarStore(tmp_path).append("pyth", "SP500", tenth)
+    source = LiveSource(Settings(state_dir=tmp_path), StillClock())
+    assert source.recent("SP500", Frequency.LF) is None
+    with pytest.raises(DataError, match="no bar of SP500"):
+        source.load("SP500", Frequency.LF)
 
 
 def test_a_frequency_that_nobody_asks_is_refused(live):

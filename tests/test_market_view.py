@@ -382,3 +382,12 @@ def test_the_prior_is_the_documented_volatility(history):
     assert np.abs(steps).mean() == pytest.approx(
         0.00541 / np.sqrt(60) * np.sqrt(2 / np.pi), rel=0.03
     )
+
+
+def test_a_view_of_another_feeds_bars_says_so(history):
+    known = replace(history[LF], stand_in="pyth:Crypto.BTC/USD")
+    view, _ = best_view(None, known, None, "the reason")
+    assert view.notes == (
+        "the reason",
+        "no bar of the scored feed is stored; pyth:Crypto.BTC/USD stands in",
+    )

@@ -69,6 +69,22 @@ def test_only_a_live_source_can_have_old_bars(engine):
     assert replayed.warnings == ()
 
 
+def test_a_feed_that_stands_in_is_named_in_a_warning(engine):
+    class StandingIn:
+        """The same engine, as if all bars were another feed's."""
+
+        def __getattr__(self, name):
+            return getattr(engine, name)
+
+        def history(self, asset, frequency):
+            return replace(engine.history(asset, frequency), stand_in="pyth:Crypto.BTC/USD")
+
+    facts = EngineFacts(StandingIn(), source="venue", is_live=True).facts()  # type: ignore[arg-type]
+    said = "BTC hf: no bar of the scored feed is stored, pyth:Crypto.BTC/USD stands in"
+    assert said in facts.warnings
+    assert facts.markets[0].stand_in == "pyth:Crypto.BTC/USD"
+
+
 def test_without_any_bars_there_is_an_obstacle(archive, tmp_path):
     empty = ForecastEngine(archive, Settings(state_dir=tmp_path, model_dir=tmp_path))
     assert EngineFacts(empty, source="archive").facts().obstacles

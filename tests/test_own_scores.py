@@ -134,6 +134,19 @@ def test_an_answer_waits_until_its_last_price_can_be_known(book, histories):
     assert score_matured(book, with_last, early + 600, PROFILE) == 0
 
 
+def test_prices_of_a_feed_that_stands_in_score_nothing(book, histories):
+    """The answer waits for the scored feed's bars, and is given up without them."""
+    history = histories["BTC", Frequency.HF]
+    request, _ = answered(book, history, start_of(history, 3))
+    other = Histories({("BTC", Frequency.HF): replace(history, stand_in="pyth:Crypto.BTC/USD")})
+    known = request.start_ts + 2 * 3600
+    assert score_matured(book, other, known, PROFILE) == 0
+    assert score_matured(book, histories, known, PROFILE) == 1
+    answered(book, history, start_of(history, 2))
+    assert score_matured(book, other, known + own_scores.GIVE_UP_S + 7200, PROFILE) == 0
+    assert not book.pending("BTC", "hf", known + 7200, 10)
+
+
 def test_what_comes_later_changes_no_score(book, histories, tmp_path):
     history = histories["BTC", Frequency.HF]
     start = start_of(history, 5)

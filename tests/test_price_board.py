@@ -65,6 +65,36 @@ def test_a_feed_of_another_price_counts_only_once_its_level_is_known():
     assert known.source is AnchorSource.SECOND_SOURCE
 
 
+@pytest.mark.parametrize(
+    ("scored", "other", "bar_age", "price", "source"),
+    [
+        (None, None, 30, 98, AnchorSource.SECOND_SOURCE),  # the bar that stands in
+        (None, None, OLD, 98, AnchorSource.SECOND_SOURCE),
+        (None, 3, OLD, 103, AnchorSource.SECOND_SOURCE),
+        (50, 3, 20, 101, AnchorSource.QUOTE),  # the scored price goes before a newer other one
+        (OLD, 3, 20, 98, AnchorSource.SECOND_SOURCE),
+        (OLD, None, OLD + 60, 101, AnchorSource.QUOTE),
+    ],
+)
+def test_a_bar_of_another_feed_is_a_second_source(scored, other, bar_age, price, source):
+    """While no bar of the scored feed is known, its quotes still go before other feeds' prices."""
+    quotes = [] if scored is None else [quote(101, age=scored)]
+    quotes += [] if other is None else [quote(103, age=other, feed=PYTH_BTC)]
+    anchor = anchored(*quotes, bar=quote(98, age=bar_age, feed=PYTH_BTC))
+    level = 101 / 103 if scored == 50 else 1.0
+    assert anchor.price == pytest.approx(price * (level if source is not AnchorSource.QUOTE else 1))
+    assert anchor.source is source
+
+
+def test_a_bar_that_stands_in_is_moved_to_the_scored_feeds_level():
+    anchor = anchored(
+        quote(110, age=OLD + 90),
+        quote(105, age=OLD + 95, feed=PYTH_BTC),
+        bar=quote(101, age=30, feed=PYTH_BTC),
+    )
+    assert (anchor.price, anchor.feed) == (pytest.approx(101 * 110 / 105), PYTH_BTC)
+
+
 def test_without_any_young_price_the_newest_of_the_scored_feed_is_used():
     bar_only = anchored()
     assert (bar_only.price, bar_only.source) == (100, AnchorSource.LAST_BAR)

@@ -37,7 +37,7 @@ HELD_DAYS = 9
 ASSETS = ("BTC", "XAU")
 N_PATHS = 300
 VALID = "Whatever is missing, every prompt has a valid answer that names its rung"
-REFUSED = "An asset without any history and without its feed is refused by name, others go on"
+REFUSED = "An asset without any history and without any feed is refused by name, others go on"
 
 
 # ---------------------------------------------------------------- a trained miner
@@ -142,14 +142,19 @@ MORE: Final = [
     ("binance", "hyperliquid", "pyth"),
     ("models", "market states", "binance", "hyperliquid", "pyth"),
     ("models", "market states", "all history"),
+    ("all history", "binance", "hyperliquid"),
+    ("all history", "hyperliquid", "pyth"),
     ("models", "market states", "all history", "binance", "hyperliquid", "pyth"),
 ]
 
 
+FEEDS_OF: Final = {"BTC": {"binance", "pyth"}, "XAU": {"hyperliquid", "pyth", "binance"}}
+
+
 def _is_blind(removed: tuple[str, ...], asset: str) -> bool:
-    """Whether nothing is left to know a price of the asset's scored feed from."""
+    """Whether nothing is left to know a price of the asset from."""
     gone = "all history" in removed or (asset == "BTC" and "history of BTC" in removed)
-    return gone and ("binance" if asset == "BTC" else "hyperliquid") in removed
+    return gone and FEEDS_OF[asset] <= set(removed)
 
 
 # ---------------------------------------------------------------- answers and their scores
@@ -284,3 +289,39 @@ def test_without_two_things_answers_go_on(case, number, size):
     if number not in drawn:
         pytest.skip("in the full run")
     _go_on_without(case, PAIRS[number])
+
+
+STANDS_IN = "With nothing stored and the scored feed down, another feed answers and is named"
+
+
+@pytest.mark.parametrize(
+    ("asset", "down", "feed"),
+    [
+        ("BTC", ("binance",), "pyth:Crypto.BTC/USD"),
+        ("XAU", ("hyperliquid",), "pyth:"),
+        ("XAU", ("hyperliquid", "pyth"), "binance:PAXGUSDT"),
+    ],
+)
+def test_a_second_feed_answers_where_nothing_of_the_scored_one_is_known(case, asset, down, feed):
+    """From a first start without the scored feed to its return: answered, named, on one level."""
+    for name in ("all history", *down):
+        REMOVALS[name](case.root, case.venues)
+    chosen = live_settings(case.root, case.venues, (asset,), days=float(HELD_DAYS))
+    with live_world(chosen, case.hand) as world:
+        for _ in range(3):
+            world.turn(60)
+            for answer in world.ask_all():
+                assert str(answer.diagnostics.anchor_feed).startswith(feed)
+                assert answer.diagnostics.anchor_source == "second_source"
+                assert f"{feed}" in answer.diagnostics.notes[-1]
+        case.venues.faults.clear()
+        world.turn(60)
+        world.collector.backfill()
+        world.turn(60)
+        for answer in world.ask_all():
+            assert answer.diagnostics.anchor_feed == world.plans[asset].scored.name
+            assert not any("stands in" in note for note in answer.diagnostics.notes)
+        bars = world.engine.history(asset, Frequency.LF).bars
+        assert np.abs(np.diff(np.log(bars.close))).max() < 0.02  # no step between levels
+        count(STANDS_IN, cases=1, answers_lost=len(world.kept.lost))
+        assert world.kept.lost == []
