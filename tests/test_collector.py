@@ -436,27 +436,33 @@ def test_a_miner_that_was_off_for_long_fills_the_hole_from_another_feed(tmp_path
 def test_while_a_scored_feed_without_a_bar_fails_others_stand_in_for_it(tmp_path):
     """The best that works, some days back and minute by minute; and only as long as that lasts."""
     world = World(tmp_path, "XAU", days=40.0)
+
+    def held(venue):
+        bars = world.store.load(venue, "XAU", 60)
+        assert bars is not None
+        return bars.open_ts[0], bars.end_ts
+
     down = FeedUnreachable("it cannot be reached; wait.")
     world.feeds[Venue.HYPERLIQUID].failure = down
     world.feeds[Venue.PYTH].failure = down
     world.collector.collect()
     world.collector.backfill()
-    held = world.store.load("binance", "XAU", 60)
-    assert held.end_ts == NOW
-    assert NOW - held.open_ts[0] >= STAND_IN_DAYS * DAY_S
+    first, end = held("binance")
+    assert end == NOW
+    assert NOW - first >= STAND_IN_DAYS * DAY_S
     world.clock.time += 60
     world.feeds[Venue.PYTH].failure = None
     world.collector.collect()
-    assert world.store.load("binance", "XAU", 60).end_ts == NOW + 60
-    assert world.store.load("pyth", "XAU", 60).end_ts == NOW + 60
+    assert held("binance")[1] == NOW + 60
+    assert held("pyth")[1] == NOW + 60
     world.feeds[Venue.HYPERLIQUID].failure = None
     world.clock.time += 60
     world.collector.collect()
     for _ in range(3):
         world.clock.time += 60
         world.collector.collect()
-    assert world.store.load("hyperliquid", "XAU", 60).end_ts == NOW + 300
-    assert world.store.load("pyth", "XAU", 60).end_ts == NOW + 60
+    assert held("hyperliquid")[1] == NOW + 300
+    assert held("pyth")[1] == NOW + 60
 
 
 def test_a_venue_that_keeps_its_past_is_replaced_for_some_days_alone(tmp_path):

@@ -522,12 +522,14 @@ def test_another_feed_of_the_same_price_stands_in_until_the_scored_one_has_a_bar
     store.append("binance", "XAU", token)
     source = LiveSource(Settings(state_dir=tmp_path), StillClock())
     history = source.recent("XAU", Frequency.LF)
+    assert history is not None
     assert history.stand_in == history.bars.feed == history.price_bars.feed == "binance:PAXGUSDT"
     assert history.anchor_price == token.close[-1]
     assert source.load("XAU", Frequency.LF).history.stand_in == "binance:PAXGUSDT"
     gold = live_bars(LIVE_NOW - 600, LIVE_NOW, "hyperliquid:xyz:GOLD", level=110.0)
     store.append("hyperliquid", "XAU", gold)
     later = source.recent("XAU", Frequency.LF)
+    assert later is not None
     assert (later.stand_in, later.bars.feed) == (None, "hyperliquid:xyz:GOLD")
     np.testing.assert_array_equal(later.price_bars.close, gold.close)
     assert np.abs(np.diff(np.log(later.bars.close))).max() < 1e-3  # no return spans two levels
