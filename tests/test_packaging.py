@@ -178,7 +178,20 @@ def image_environment():
 
 def test_the_build_leaves_out_all_but_what_the_image_takes():
     allowed = {line[1:] for line in text("Dockerfile.dockerignore").splitlines() if line[0] == "!"}
-    assert allowed == set(copied())
+    assert allowed == {*copied(), "requirements.lock"}
+
+
+def test_the_image_is_built_from_the_lock_alone_with_the_python_of_the_lock():
+    (taken, *_) = [rest for name, rest in instructions() if name == "COPY"]
+    assert taken.split()[0] == "requirements.lock"
+    (installing,) = [rest for name, rest in instructions() if "pip install" in rest]
+    assert "--require-hashes --requirement requirements.lock" in " ".join(installing.split())
+    made_with = re.search(
+        r"pip-compile with Python (\S+)", (ROOT / "requirements.lock").read_text()
+    )
+    assert made_with
+    bases = [rest for name, rest in instructions() if name == "FROM"]
+    assert all(base.startswith(f"python:{made_with[1]}-") for base in bases)
 
 
 @pytest.fixture(scope="module")
