@@ -37,6 +37,8 @@ CAP_QUANTILE: Final = 0.9995
 EWMA_PRIOR_WEIGHT: Final = 0.05  # of the next slower average, in bars
 LOG_FLOOR: Final = 0.05  # added to |z| before a logarithm; mean |z| is 1
 
+CHUNK_BARS: Final = 16384  # whose averages are worked out together
+
 CLOCK_NAMES: Final = ("closed", "day_sin", "day_cos", "weekday")
 SHIFTS_DAYS: Final = (1, 2, 3, 5, 7)  # the same window on earlier days
 
@@ -319,30 +321,101 @@ def feature_frame(
     state: EwmaState,
     rows: IntArray,
 ) -> FeatureFrame:
-    """Features at the closes of the grid's bars `rows`.
+    """Features at the closes of the grid's bars `rows`, which rise.
 
     The grid must start where the state ends, and reach `MEMORY_DAYS` further
-    back than the rows for windows to be whole.
+    back than the rows for windows to be whole. Averages are worked out chunk by
+    chunk: those of a year would be several times as large as the features.
     """
     z = standardiser.apply(grid)
-    trace = trace_ewma(spec, z, state)
-    sums = window_sums(z)
-    columns = _ewma_columns(spec, trace, rows)
-    columns |= _recent_columns(z, rows)
-    columns |= _shape_columns(spec, sums, rows)
-    columns |= _clock_columns(standardiser, grid, rows)
-    by_bucket = [
-        _bucket_columns(spec, standardiser, grid, sums, trace, rows, bucket)
-        for bucket in range(len(spec.bucket_ends))
-    ]
-    fallback = int(np.argmin(np.abs(np.array(spec.ewma_half_lives) - spec.fallback_half_life)))
+    past = _Past.of(spec, standardiser, grid, z)
+    level = np.empty(len(rows))
+    shared, by_bucket = _Table(len(rows)), [_Table(len(rows)) for _ in spec.bucket_ends]
+    for begin in range(0, max(len(grid), 1), CHUNK_BARS):
+        trace = trace_ewma(spec, z[begin : begin + CHUNK_BARS], state)
+        state = trace.state
+        low, high = np.searchsorted(rows, (begin, begin + CHUNK_BARS)).tolist()
+        chosen = rows[low:high]
+        means = trace.means[:, :, chosen - begin]
+        level[low:high] = means[0, _fallback(spec)]
+        columns = _ewma_columns(spec, means)
+        columns |= _recent_columns(past, chosen)
+        columns |= _shape_columns(spec, past, chosen)
+        columns |= _clock_columns(standardiser, grid, chosen)
+        shared.write(low, columns)
+        for bucket, table in enumerate(by_bucket):
+            table.write(low, _bucket_columns(spec, past, means, chosen, bucket))
     return FeatureFrame(
-        names=tuple(columns),
-        bucket_names=tuple(by_bucket[0]),
-        shared=_stack(columns),
-        by_bucket=np.stack([_stack(part) for part in by_bucket]),
-        level=trace.means[0, fallback, rows],
+        names=shared.names,
+        bucket_names=by_bucket[0].names,
+        shared=shared.values,
+        by_bucket=np.stack([table.values for table in by_bucket]),
+        level=level,
         end_ts=grid.open_ts[rows] + spec.bar_s,
+    )
+
+
+def _fallback(spec: FrequencySpec) -> int:
+    """Which of the half-lives is the ladder's."""
+    return int(np.argmin(np.abs(np.array(spec.ewma_half_lives) - spec.fallback_half_life)))
+
+
+class _Table:
+    """Named columns, float32, filled from the top."""
+
+    def __init__(self, rows: int) -> None:
+        self.names: tuple[str, ...] = ()
+        self.values: Any = np.empty((rows, 0), dtype=np.float32)
+
+    def write(self, first: int, columns: dict[str, FloatArray]) -> None:
+        """Set the rows from `first` on; the columns are the same every time."""
+        if not self.names:
+            self.names = tuple(columns)
+            self.values = np.empty((len(self.values), len(columns)), dtype=np.float32)
+        for place, column in enumerate(columns.values()):
+            self.values[first : first + len(column), place] = column
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Past:
+    """What windows look back on, for every bar of the grid."""
+
+    z: FloatArray
+    sums: WindowSums
+    largest: dict[int, FloatArray]  # |z| over so many bars
+    ranges: dict[int, tuple[IntArray, IntArray]]  # high and low of the path over so many hours
+    clock: FloatArray  # of the grid's bars and of those that a lead reaches
+
+    @classmethod
+    def of(
+        cls, spec: FrequencySpec, standardiser: Standardiser, grid: ReturnGrid, z: FloatArray
+    ) -> "_Past":
+        sums = window_sums(z)
+        size = np.where(np.isfinite(z), np.abs(z), 0.0)
+        ahead = spec.bar_s * np.arange(len(grid) + spec.bucket_ends[-1], dtype=np.int64)
+        return cls(
+            z=z,
+            sums=sums,
+            # The origin shifts the centred filter so that it looks back only.
+            largest={
+                width: maximum_filter1d(size, width, mode="constant", origin=(width - 1) // 2)
+                for width in (5, 15, 60)
+            },
+            ranges={hours: _range(sums.signed[1:], _width(spec, hours)) for hours in (1, 4, 24)},
+            clock=standardiser.profile.at(grid.open_ts[:1] + ahead),
+        )
+
+
+def _width(spec: FrequencySpec, hours: int) -> int:
+    return max(hours * 3600 // spec.bar_s, 4)
+
+
+def _range(path: IntArray, width: int) -> tuple[IntArray, IntArray]:
+    """The highest and the lowest point of the path over so many bars back."""
+    origin = (width - 1) // 2
+    return (
+        maximum_filter1d(path, width, mode="nearest", origin=origin),
+        minimum_filter1d(path, width, mode="nearest", origin=origin),
     )
 
 
@@ -361,12 +434,7 @@ def feature_names(spec: FrequencySpec) -> tuple[tuple[str, ...], tuple[str, ...]
     return frame.names, frame.bucket_names
 
 
-def _stack(columns: dict[str, FloatArray]) -> Any:
-    return np.column_stack([column.astype(np.float32) for column in columns.values()])
-
-
-def _ewma_columns(spec: FrequencySpec, trace: EwmaTrace, rows: IntArray) -> dict[str, FloatArray]:
-    means = trace.means[:, :, rows]
+def _ewma_columns(spec: FrequencySpec, means: FloatArray) -> dict[str, FloatArray]:
     names = [f"{half_life:g}" for half_life in spec.ewma_half_lives]
     size = np.maximum(means[0], 1e-3)
     columns = {f"log_size_{name}": np.log(size[h]) for h, name in enumerate(names)}
@@ -383,31 +451,27 @@ def _ewma_columns(spec: FrequencySpec, trace: EwmaTrace, rows: IntArray) -> dict
     return columns
 
 
-def _recent_columns(z: FloatArray, rows: IntArray) -> dict[str, FloatArray]:
-    size = np.where(np.isfinite(z), np.abs(z), 0.0)
+def _recent_columns(past: _Past, rows: IntArray) -> dict[str, FloatArray]:
     columns: dict[str, FloatArray] = {}
     for lag in range(5):
-        at = np.maximum(rows - lag, 0)
-        columns[f"log_size_lag_{lag}"] = np.log(size[at] + LOG_FLOOR)
-        columns[f"move_lag_{lag}"] = np.where(np.isfinite(z[at]), z[at], 0.0)
-    for width in (5, 15, 60):
-        # The origin shifts the centred filter so that it looks back only.
-        largest = maximum_filter1d(size, width, mode="constant", origin=(width - 1) // 2)
+        z = past.z[np.maximum(rows - lag, 0)]
+        move = np.where(np.isfinite(z), z, 0.0)
+        columns[f"log_size_lag_{lag}"] = np.log(np.abs(move) + LOG_FLOOR)
+        columns[f"move_lag_{lag}"] = move
+    for width, largest in past.largest.items():
         columns[f"log_max_{width}"] = np.log(largest[rows] + LOG_FLOOR)
     return columns
 
 
-def _shape_columns(spec: FrequencySpec, sums: WindowSums, rows: IntArray) -> dict[str, FloatArray]:
+def _shape_columns(spec: FrequencySpec, past: _Past, rows: IntArray) -> dict[str, FloatArray]:
     """How the price travelled: straight or back and forth, inside or out of its range."""
-    path = sums.signed[1:]
+    path = past.sums.signed[1:]
     columns: dict[str, FloatArray] = {}
-    for hours in (1, 4, 24):
-        width = max(hours * 3600 // spec.bar_s, 4)
-        scale = np.maximum(_mean_before(sums, rows, width), 0.05) * np.sqrt(width)
+    for hours, (highest, lowest) in past.ranges.items():
+        width = _width(spec, hours)
+        scale = np.maximum(_mean_before(past.sums, rows, width), 0.05) * np.sqrt(width)
         before = path[np.maximum(rows - width, 0)]
-        origin = (width - 1) // 2
-        high = maximum_filter1d(path, width, mode="nearest", origin=origin)[rows]
-        low = minimum_filter1d(path, width, mode="nearest", origin=origin)[rows]
+        high, low = highest[rows], lowest[rows]
         columns[f"log_size_{hours}h"] = np.log(scale / np.sqrt(width))
         columns[f"efficiency_{hours}h"] = np.abs(path[rows] - before) * QUANTUM / scale
         columns[f"range_{hours}h"] = np.log((high - low) * QUANTUM / scale + LOG_FLOOR)
@@ -436,19 +500,13 @@ def bucket_edges(spec: FrequencySpec) -> tuple[tuple[int, int], ...]:
 
 
 def _bucket_columns(
-    spec: FrequencySpec,
-    standardiser: Standardiser,
-    grid: ReturnGrid,
-    sums: WindowSums,
-    trace: EwmaTrace,
-    rows: IntArray,
-    bucket: int,
+    spec: FrequencySpec, past: _Past, means: FloatArray, rows: IntArray, bucket: int
 ) -> dict[str, FloatArray]:
     """What the bucket's own hours did on earlier days, and what its clock says."""
     begin, end = bucket_edges(spec)[bucket]
     # A short bucket is widened: one minute of one earlier day says nothing.
     margin = max(0, (15 * 60 // spec.bar_s - (end - begin)) // 2)
-    slow = np.maximum(trace.means[0, -2, rows], 1e-3)
+    slow = np.maximum(means[0, -2], 1e-3)
     columns: dict[str, FloatArray] = {}
     total = np.zeros(len(rows))
     for days in SHIFTS_DAYS:
@@ -456,16 +514,13 @@ def _bucket_columns(
         # Long buckets must not reach past the last known bar.
         first = rows + 1 + begin - shift - margin
         last = np.minimum(rows + 1 + end - shift + margin, rows + 1)
-        then = mean_size(sums, first, last, np.nan)
+        then = mean_size(past.sums, first, last, np.nan)
         then = np.where(np.isfinite(then), then, slow)
         total += np.log(then + LOG_FLOOR)
         if days in (1, 7):
             columns[f"log_size_{days}d_ago"] = np.log(then + LOG_FLOOR) - np.log(slow + LOG_FLOOR)
     columns["log_size_days_ago"] = total / len(SHIFTS_DAYS) - np.log(slow + LOG_FLOOR)
-    ahead = (begin + end + 1) // 2
-    columns["log_profile"] = np.log(
-        standardiser.profile.at(grid.open_ts[rows] + ahead * spec.bar_s)
-    )
+    columns["log_profile"] = np.log(past.clock[rows + (begin + end + 1) // 2])
     return columns
 
 

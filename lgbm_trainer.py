@@ -81,6 +81,7 @@ from uncertainty_engine import (
     Controller,
     LogLinearScale,
     bucket_design,
+    bucket_rows,
     controller_stride,
     shrunk_autocorrelation,
 )
@@ -171,15 +172,13 @@ def _fit_blend(market: Market, train_end: int, rng: Generator) -> tuple[LogLinea
     for bucket in range(len(spec.bucket_ends)):
         chosen = rows_known_by(market, bucket, rows[(drawn == bucket).any(axis=1)], train_end)
         _require_rows(chosen)
-        part = market.frame.take(chosen)
-        weight = recency_weights(part.end_ts, now, spec.blend_half_life_days)
         fits.append(
             fit_blend_bucket(
                 spec,
                 bucket,
-                bucket_design(part, bucket),
+                bucket_rows(market.frame, bucket, chosen),
                 market.targets[bucket, chosen],
-                weight,
+                recency_weights(market.frame.end_ts[chosen], now, spec.blend_half_life_days),
                 prior=market.prior,
                 days=market.days_known(train_end),
             )
@@ -198,24 +197,28 @@ def _scale_rows(
     """One drawn bucket per base time, pooled over buckets, the blend as offset."""
     spec = market.spec
     drawn = sample_leads(rng, len(rows), len(spec.bucket_ends))[:, 0]
-    designs, labels, offsets, ends = [], [], [], []
+    chosen = [
+        rows_known_by(market, bucket, rows[drawn == bucket], limit) for bucket in range(len(blend))
+    ]
+    ends = market.frame.end_ts[np.concatenate(chosen)]
+    _require_rows(ends)
+    names = scale_names(spec)
+    design = np.empty((len(ends), len(names)), dtype=np.float32)
+    labels, offsets = np.empty(len(ends)), np.empty(len(ends))
+    end = 0
     for bucket, part in enumerate(blend):
-        chosen = rows_known_by(market, bucket, rows[drawn == bucket], limit)
-        frame = market.frame.take(chosen)
-        offset = part.log_level(bucket_design(frame, bucket))
-        designs.append(scale_design(spec, frame, bucket, offset))
-        labels.append(market.targets[bucket, chosen])
-        offsets.append(offset)
-        ends.append(frame.end_ts)
-    _require_rows(np.concatenate(ends))
+        frame = market.frame.take(chosen[bucket])
+        begin, end = end, end + len(chosen[bucket])
+        offsets[begin:end] = part.log_level(bucket_design(frame, bucket))
+        design[begin:end] = scale_design(spec, frame, bucket, offsets[begin:end])
+        labels[begin:end] = market.targets[bucket, chosen[bucket]]
     now = int(market.frame.end_ts[min(limit, len(market.grid)) - 1])
     return lightgbm.Dataset(
-        np.vstack(designs),
-        label=np.maximum(np.concatenate(labels), 1e-3),  # the gamma law has no zeros
-        weight=recency_weights(np.concatenate(ends), now, spec.recency_half_life_days),
-        init_score=np.concatenate(offsets),
-        feature_name=scale_names(spec),
-        free_raw_data=False,
+        design,
+        label=np.maximum(labels, 1e-3),  # the gamma law has no zeros
+        weight=recency_weights(ends, now, spec.recency_half_life_days),
+        init_score=offsets,
+        feature_name=names,
     )
 
 
@@ -241,7 +244,6 @@ def _centre_rows(
         label=target[keep],
         weight=recency_weights(frame.end_ts, now, spec.recency_half_life_days),
         feature_name=centre_names(spec),
-        free_raw_data=False,
     )
 
 
@@ -254,7 +256,7 @@ def _grow(
     judge: lightgbm.Dataset | None = None,
 ) -> Booster:
     """Grow trees for `rounds`, or until the judging rows have not improved for long."""
-    n_rows = int(train.num_data() if train.data is None else len(train.label))
+    n_rows = len(train.label)
     settings = {
         **parameters,
         "seed": seed,

@@ -5,6 +5,7 @@ Each choice starts from "leave it out" and moves only for a gain that exceeds it
 standard error over blocks of days.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -16,10 +17,11 @@ from features import ReturnGrid, Standardiser
 from path_fitting import PastPrompt
 from uncertainty_engine import (
     Controller,
-    advance_controller,
     blend_log_levels,
     controller_stride,
+    controller_sums,
     gamma_deviance,
+    log_multipliers,
     neutral_controller,
     weigh_blend,
 )
@@ -141,30 +143,35 @@ def shrink_centre(
     return weight, 1 - float(((y - weight * p) ** 2).sum() / (y**2).sum())
 
 
-def run_controller(judged: list[Judged], gain: float) -> tuple[Controller, FloatArray]:
-    """Replay the controller over the judged rows with one gain.
+def run_controller(
+    judged: list[Judged], gains: Sequence[float]
+) -> tuple[Controller, list[FloatArray]]:
+    """Replay the controller over the judged rows.
 
-    Returns its last state and the log multipliers (buckets, n) that it would
-    have applied to each row, knowing only outcomes that had ended by then.
+    Returns its last state, which no gain changes, and for every gain the log
+    multipliers (buckets, n) that it would have applied to each row, knowing only
+    outcomes that had ended by then.
     """
     spec = judged[0].spec
-    linear, targets = _pooled(judged, "linear"), _pooled(judged, "targets")
     times = np.concatenate([fold.end_ts for fold in judged])
-    controller = neutral_controller(spec, int(times[0]))
+    neutral = neutral_controller(spec, int(times[0]))
     stride_s = controller_stride(spec) * spec.bar_s
     delay = -(-np.array(spec.bucket_ends) * spec.bar_s // stride_s)
-    multipliers = np.zeros_like(linear)
-    for column in range(len(times)):
-        multipliers[:, column] = controller.log_multiplier(gain)
-        ended = column - delay
-        known = ended >= 0
-        buckets = np.arange(len(delay))
-        realised = np.where(known, targets[buckets, np.maximum(ended, 0)], np.nan)
-        expected = np.where(known, np.exp(linear[buckets, np.maximum(ended, 0)]), np.nan)
-        controller = advance_controller(
-            spec, controller, int(times[column]), realised[:, None], expected[:, None]
-        )
-    return controller, multipliers
+    realised = _delayed(_pooled(judged, "targets"), delay)
+    expected = _delayed(np.exp(_pooled(judged, "linear")), delay)
+    sums = controller_sums(spec, neutral, realised, expected)
+    before = np.ascontiguousarray(sums[0][:, :-1]), np.ascontiguousarray(sums[1][:, :-1])
+    controller = Controller(
+        end_ts=int(times[-1]), realised=sums[0][:, -1].copy(), expected=sums[1][:, -1].copy()
+    )
+    return controller, [log_multipliers(*before, gain) for gain in gains]
+
+
+def _delayed(values: FloatArray, delay: IntArray) -> FloatArray:
+    """Each row (buckets, n) moved back by its delay, NaN where nothing has ended yet."""
+    column = np.arange(values.shape[1]) - delay[:, None]
+    moved = np.take_along_axis(values, np.maximum(column, 0), axis=1)
+    return np.where(column >= 0, moved, np.nan)
 
 
 def choose_gain(judged: list[Judged]) -> tuple[float, Controller]:
@@ -172,9 +179,8 @@ def choose_gain(judged: list[Judged]) -> tuple[float, Controller]:
     linear, targets = _pooled(judged, "linear"), _pooled(judged, "targets")
     blocks = day_blocks(judged)
     best, best_gain = 0.0, 0.0
-    controller, _ = run_controller(judged, 0.0)
-    for gain in GAINS[1:]:
-        _, multipliers = run_controller(judged, gain)
+    controller, tried = run_controller(judged, GAINS[1:])
+    for gain, multipliers in zip(GAINS[1:], tried, strict=True):
         gained = gamma_deviance(targets, linear) - gamma_deviance(targets, linear + multipliers)
         mean, error = _mean_and_error(gained, blocks)
         if mean > max(GAIN_ERRORS * error, best_gain):

@@ -6,7 +6,7 @@ drowns the others and no short one is taken at its word.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from features import (
 from pooled_prior import PooledPrior
 from seasonality import EventTimes, SeasonalProfile, fit_profile, mean_profile
 from training_rows import BURN_IN_DAYS, BURN_IN_SHARE, fewest_bars, recency_weights, sample_leads
-from uncertainty_engine import blend_ridge, bucket_design, fit_log_linear
+from uncertainty_engine import blend_ridge, bucket_rows, fit_log_linear
 
 POOL_HISTORY_DAYS: Final = {Frequency.HF: 120.0, Frequency.LF: 365.0}
 LONGEST_DAYS: Final = 120.0  # of bars, by which an asset counts at most
@@ -36,12 +36,12 @@ DRAWS: Final = 3  # lead buckets drawn per base time
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Part:
-    """One asset's rows: per bucket design (n, features), target (n,) and weight (n,)."""
+    """One asset's rows: per bucket features (n, features), target (n,) and weight (n,)."""
 
     asset: str
     days: float
     profile: SeasonalProfile
-    rows: tuple[tuple[FloatArray, FloatArray, FloatArray], ...]
+    rows: tuple[tuple[Any, FloatArray, FloatArray], ...]
 
 
 def pool_window(history: MarketHistory, until: int) -> MarketHistory:
@@ -120,7 +120,7 @@ def _part(history: MarketHistory, until: int, events: Sequence[EventTimes]) -> _
 
 def _rows(
     spec: FrequencySpec, grid: ReturnGrid, profile: SeasonalProfile
-) -> tuple[tuple[FloatArray, FloatArray, FloatArray], ...]:
+) -> tuple[tuple[Any, FloatArray, FloatArray], ...]:
     """Design, target and recency weight of the drawn base times, per lead bucket."""
     standardiser = fit_standardiser(grid, profile)
     first = int(min(BURN_IN_DAYS * spec.bars_per_day, BURN_IN_SHARE * len(grid)))
@@ -136,6 +136,6 @@ def _rows(
     for bucket in range(len(spec.bucket_ends)):
         target = bucket_targets(spec, sums, base, bucket)
         keep = np.isfinite(target) & (drawn == bucket).any(axis=1)
-        design = bucket_design(frame.take(np.flatnonzero(keep)), bucket)
+        design = bucket_rows(frame, bucket, np.flatnonzero(keep))
         rows.append((design, target[keep], weight[keep]))
     return tuple(rows)

@@ -318,8 +318,8 @@ def test_the_controller_knows_only_outcomes_that_had_ended(spec, at, seed):
         replace(fold, targets=np.where(part, 7.0 * fold.targets, fold.targets))
         for fold, part in zip(folds, (later[:, :edge], later[:, edge:]), strict=True)
     ]
-    _, honest = run_controller(folds, 0.5)
-    _, corrupted = run_controller(wild, 0.5)
+    _, (honest,) = run_controller(folds, (0.5,))
+    _, (corrupted,) = run_controller(wild, (0.5,))
     assert honest[:, : at + 1].tobytes() == corrupted[:, : at + 1].tobytes()
 
 
@@ -328,8 +328,8 @@ def test_an_outcome_is_used_soon_after_it_has_ended(spec):
     folds = two_folds(spec, 2)
     wild = [replace(folds[0], targets=folds[0].targets.copy()), folds[1]]
     wild[0].targets[:, 10] *= 5.0
-    _, honest = run_controller(folds, 0.5)
-    _, changed = run_controller(wild, 0.5)
+    _, (honest,) = run_controller(folds, (0.5,))
+    _, (changed,) = run_controller(wild, (0.5,))
     first = [int(np.flatnonzero(row)[0]) for row in honest != changed]
     times = np.concatenate([fold.end_ts for fold in folds])
     waited_s = times[first] - times[10] - np.array(spec.bucket_ends) * spec.bar_s
@@ -356,7 +356,7 @@ def slow_multiplier(folds: list[Judged], gain: float, column: int, bucket: int) 
 def test_multipliers_follow_the_rule_written_out(spec):
     folds = biased(two_folds(spec, 2), 1.3)
     folds[0].targets[:, 20:30] = np.nan
-    _, multipliers = run_controller(folds, 0.5)
+    _, (multipliers,) = run_controller(folds, (0.5,))
     for column in (0, 1, 50, 200, 383):
         for bucket in range(len(spec.bucket_ends)):
             expected = slow_multiplier(folds, 0.5, column, bucket)
@@ -374,7 +374,7 @@ def test_a_lasting_bias_earns_the_controller_its_gain(bias):
     assert gain == max(GAINS)
     assert np.all(np.sign(controller.log_multiplier(gain)) == np.sign(np.log(bias)))
     assert controller.end_ts == folds[1].end_ts[-1]
-    again, _ = run_controller(folds, 0.0)
+    again, _ = run_controller(folds, ())
     assert controller.realised.tobytes() == again.realised.tobytes()
     assert controller.expected.tobytes() == again.expected.tobytes()
 
