@@ -62,6 +62,10 @@ QUOTES_S: Final = 30
 BACKFILL_S: Final = 3600
 REVIEW_S: Final = 1800
 PRUNE_S: Final = 3600
+# At the start the first answer comes first; what is asked for is taken up without these.
+REFRESH_AFTER_S: Final = 2
+BACKFILL_AFTER_S: Final = 5
+LATER_S: Final = 30
 # Of market time: a minute's candle is closed and settled at the venue.
 COLLECT_OFFSET_S: Final = 3
 SCORE_OFFSET_S: Final = 30
@@ -178,20 +182,21 @@ class Miner:
 
 def duties(miner: Miner, settings: Settings, retrainer: Retrainer) -> list[Duty]:
     """Everything that goes on beside answering, each on its own cadence."""
-    refresh = Duty("refresh", miner.refresh, every(REFRESH_S))
+    refresh = Duty("refresh", miner.refresh, every(REFRESH_S), after_s=REFRESH_AFTER_S)
     plan = [
         refresh,
         Duty("retrain", retrainer.step, every(REFRESH_S)),
-        # What follows can wait, and the first answer cannot.
-        Duty("checkpoint", miner.engine.checkpoint, every(CHECKPOINT_S), at_once=False),
+        Duty("checkpoint", miner.engine.checkpoint, every(CHECKPOINT_S), after_s=CHECKPOINT_S),
         Duty(
             "own scores",
             lambda: miner.scores.step(miner.now()),
             each(miner.clock, 60, offset_s=SCORE_OFFSET_S),
-            at_once=False,
+            after_s=LATER_S,
         ),
-        Duty("prune", lambda: miner.ledger.prune(miner.now()), every(PRUNE_S), at_once=False),
-        Duty("review", lambda: review_sets(miner.engine, settings), every(REVIEW_S), at_once=False),
+        Duty("prune", lambda: miner.ledger.prune(miner.now()), every(PRUNE_S), after_s=LATER_S),
+        Duty(
+            "review", lambda: review_sets(miner.engine, settings), every(REVIEW_S), after_s=REVIEW_S
+        ),
     ]
     market = miner.market
     if market is not None:
@@ -203,7 +208,7 @@ def duties(miner: Miner, settings: Settings, retrainer: Retrainer) -> list[Duty]
         plan += [
             Duty("collect", collect, each(miner.clock, 60, offset_s=COLLECT_OFFSET_S)),
             Duty("quotes", market.poll, every(QUOTES_S / market_speed(miner.clock))),
-            Duty("backfill", market.backfill, every(BACKFILL_S)),
+            Duty("backfill", market.backfill, every(BACKFILL_S), after_s=BACKFILL_AFTER_S),
         ]
     return plan
 

@@ -88,6 +88,11 @@ class RehearsedMiner:
         """Whether the process is there."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """Its process id; 0 before its start."""
+        return self._process.pid if self._process else 0
+
     def health(self) -> dict[str, Any] | None:
         """What `/healthz` says; None if nobody answers."""
         try:
@@ -139,7 +144,7 @@ class RehearsedMiner:
         self._lines.put(None)
 
     def _watch(self) -> None:
-        pid = self._process.pid if self._process else 0
+        pid = self.pid
         while not self._over.is_set():
             found = vitals_of(pid, time.monotonic() - self.began)
             if found is not None and not self._stopping.is_set():

@@ -38,12 +38,12 @@ def each(clock: Clock, period_s: float, *, offset_s: float = 0.0) -> Pause:
 
 @dataclass(slots=True, eq=False)
 class Duty:
-    """Something to do again and again: at once, or first after a pause, then after every pause."""
+    """Something to do again and again: first `after_s` real seconds, then after every pause."""
 
     name: str
     run: Callable[[], object]
     pause: Pause
-    at_once: bool = True
+    after_s: float = 0.0
     _wake: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def wake(self) -> None:
@@ -82,8 +82,8 @@ class Upkeep:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _loop(self, duty: Duty) -> None:
-        if not duty.at_once:
-            duty.sleep(duty.pause())
+        if duty.after_s:
+            duty.sleep(duty.after_s)
         while not self._stopping.is_set():
             went_well = attempt(duty)
             if not self._stopping.is_set():

@@ -22,15 +22,15 @@ def upkeep_of(*duties):
         upkeep.stop(0.05)
 
 
-def test_a_duty_that_can_wait_is_first_done_after_its_pause_and_not_at_the_stop():
+def test_a_duty_that_can_wait_is_first_done_after_its_time_and_not_at_the_stop():
     done, began = [], threading.Event()
     with upkeep_of(
-        Duty("later", lambda: done.append("later"), every(3600), at_once=False),
+        Duty("later", lambda: done.append("later"), every(3600), after_s=3600),
         Duty("now", began.set, every(3600)),
     ):
         assert began.wait(PATIENCE_S)
     assert done == []
-    soon = Duty("soon", began.set, every(0.01), at_once=False)
+    soon = Duty("soon", began.set, every(3600), after_s=0.01)
     began.clear()
     with upkeep_of(soon):
         assert began.wait(PATIENCE_S)
