@@ -2,7 +2,8 @@
 
     <folder>/<hf|lf>_<moment>_<key>.json
 
-All trainings of a source share them, whichever asset they are for.
+All trainings of a source share them, whichever asset they are for. A file seals
+itself as a manifest of models does; one with a damaged byte is fitted anew.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from content_keys import bars_key, content_key, program_key
 from data_fetcher import BarSource
 from domain import MarketHistory
 from errors import DataError
+from model_store import is_sealed, seal_manifest
 from pooled_prior import PooledPrior, pool_moments
 from pooling import fit_pooled_prior, pool_window
 from scheduled_events import known_events
@@ -63,16 +65,25 @@ def _name(histories: Sequence[MarketHistory], moment: int) -> str:
     return f"{histories[0].frequency.value}_{day}_{key}.json"
 
 
+def is_whole(file: Path) -> bool:
+    """Whether a pool is there, byte for byte as it was written."""
+    try:
+        return is_sealed(file.read_bytes())
+    except (OSError, ValueError, AttributeError, TypeError):  # absent, no JSON, no object
+        return False
+
+
 def _require(histories: Sequence[MarketHistory], moment: int, file: Path) -> None:
-    if not file.exists():
+    if not is_whole(file):
         with locked(file.parent, "fitting what the markets have in common", wait_s=FIT_WAIT_S):
-            if not file.exists():
+            if not is_whole(file):
                 events, _ = known_events(moment)
                 prior = fit_pooled_prior(histories, moment, events)
-                write_atomically(file, orjson.dumps(None if prior is None else prior.to_dict()))
+                said = {"prior": None if prior is None else prior.to_dict()}
+                write_atomically(file, seal_manifest(said))
 
 
 def read_pool(file: Path) -> PooledPrior | None:
     """A pool of `pool_files`; None if no two assets had enough bars at its moment."""
-    values = orjson.loads(file.read_bytes())
+    values = orjson.loads(file.read_bytes())["prior"]
     return None if values is None else PooledPrior.from_dict(values)

@@ -14,7 +14,7 @@ from content_keys import bars_key, content_key
 from data_fetcher import open_source
 from domain import MarketHistory
 from lgbm_trainer import TrainingResult, train
-from pool_store import histories_of, pool_files, pool_names, read_pool
+from pool_store import histories_of, is_whole, pool_files, pool_names, read_pool
 from pooled_prior import PooledPrior, pool_moments
 from task_pool import Shared, tell
 
@@ -61,7 +61,7 @@ def shared_priors(
     Pools that the folder does not have are fitted here. Raises: StateError, BusyError.
     """
     names = names_of_pools(settings, frequency, first, last)
-    if not all((folder / name).exists() for name in names):
+    if not all(is_whole(folder / name) for name in names):
         pool_files(load_peers(settings, frequency), first, last, folder)
     return [Shared(read_pool, (folder / name,), _prior_key) for name in names]
 

@@ -140,8 +140,10 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
         "the pool is fitted the way a market is",
     ),
     "pool_store": (
-        frozenset({"content_keys", "data_fetcher", "scheduled_events", "state_store"}),
-        "pools are fitted to a source's bars and kept by content",
+        frozenset(
+            {"content_keys", "data_fetcher", "model_store", "scheduled_events", "state_store"}
+        ),
+        "pools are fitted to a source's bars, kept by content and sealed as models are",
     ),
     "model_selection": (
         frozenset({"features", "path_fitting", "uncertainty_engine"}),

@@ -6,7 +6,7 @@ import pytest
 import pool_store
 from config import DAY_S, Frequency
 from data_fetcher import SimulatedSource
-from pool_store import histories_of, pool_files, pool_names, read_pool
+from pool_store import histories_of, is_whole, pool_files, pool_names, read_pool
 from pooled_prior import POOL_EVERY_S
 from tests.test_pooling import corrupted
 
@@ -35,6 +35,18 @@ def test_a_pool_is_fitted_once_and_then_read(tmp_path, histories, monkeypatch):
     (again,) = pooled_priors(histories, FIRST, LAST, tmp_path)
     assert again.to_dict() == prior.to_dict()
     assert [file.name for file in tmp_path.glob("*.json")] == pool_names(histories, FIRST, LAST)
+
+
+def test_a_damaged_pool_is_fitted_anew(tmp_path, histories):
+    """A bit that flipped in a digit would go on into every model trained with it."""
+    (file,) = pool_files(histories, FIRST, LAST, tmp_path)
+    sound = file.read_bytes()
+    for damaged in (b"", b"[]", sound[:-1], sound.replace(b"1", b"2", 1)):
+        file.write_bytes(damaged)
+        assert not is_whole(file)
+    pool_files(histories, FIRST, LAST, tmp_path)
+    assert file.read_bytes() == sound
+    assert is_whole(file)
 
 
 def test_moments_before_all_bars_have_no_prior(tmp_path, histories):

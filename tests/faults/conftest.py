@@ -2,13 +2,18 @@
 
 pytest tests/faults             a seeded slice, minutes
 pytest tests/faults --full      every case, as `make faults` runs it
+pytest tests/faults --table reliability.md    the table as a file, too
 """
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
 from tests.faults import tally
+
+COUNTS: Final = "reliability"  # of a test process's output
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,6 +22,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--full",
         action="store_true",
         help="run every case of the fault suite, not only the seeded slice",
+    )
+    parser.addoption(
+        "--table", type=Path, metavar="FILE", help="write the reliability table to a file, too"
     )
 
 
@@ -27,9 +35,25 @@ def size(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
     return lambda in_slice, in_full: in_full if full else in_slice
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take in what a process of its own counted, where tests run side by side."""
+    tally.add(getattr(node, "workeroutput", {}).get(COUNTS, {}))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the counts to the process that prints them."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output[COUNTS] = tally.taken()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what was tried and lost."""
     lines = tally.table()
+    file = terminalreporter.config.getoption("--table")
+    if lines and file is not None:
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     if lines:
         terminalreporter.section("reliability")
         for line in lines:

@@ -1,5 +1,10 @@
-"""What the fault suite tried and lost, promise by promise: the README's reliability table."""
+"""What the fault suite tried and lost, promise by promise: the README's reliability table.
 
+Tests that run on several processes count in each of them; `taken` and `add` bring
+the counts together.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -26,13 +31,26 @@ def count(promise: str, cases: int = 0, answers_lost: int = 0, bars_lost: int = 
     tally.bars_lost += bars_lost
 
 
+def taken() -> dict[str, tuple[int, int, int]]:
+    """All counts as plain values, by promise."""
+    return {
+        promise: (tally.cases, tally.answers_lost, tally.bars_lost)
+        for promise, tally in _tallies.items()
+    }
+
+
+def add(counts: Mapping[str, tuple[int, int, int]]) -> None:
+    """Take in the counts of another process."""
+    for promise, numbers in counts.items():
+        count(promise, *numbers)
+
+
 def table() -> list[str]:
     """The counts as lines of a Markdown table; none where nothing was counted."""
     if not _tallies:
         return []
     lines = ["| promise | cases | answers lost | bars lost |", "|---|---:|---:|---:|"]
-    lines += [
-        f"| {promise} | {tally.cases:,} | {tally.answers_lost:,} | {tally.bars_lost:,} |"
-        for promise, tally in sorted(_tallies.items())
-    ]
+    for promise, tally in sorted(_tallies.items()):
+        numbers = (tally.cases, tally.answers_lost, tally.bars_lost)
+        lines.append(" | ".join([f"| {promise.rstrip('.')}", *(f"{n:,}" for n in numbers)]) + " |")
     return lines

@@ -8,6 +8,7 @@ import pytest
 from bar_store import BarStore
 from config import DAY_S, Frequency, Settings
 from errors import ModelError
+from forecast_engine import STATE_KIND, STATE_SCHEMA
 from ledger import LEDGER_FILE, Ledger
 from lgbm_predictor import load_model_set
 from model_store import published_sets
@@ -71,9 +72,10 @@ def test_averages_and_calibration_go_on_exactly_after_a_kill(
             dice=dice,
             spread_s=0.3,
         )
-        document = StateStore(settings.state_dir).load("market", "archive/BTC_hf", 3)
+        document = StateStore(settings.state_dir).load(STATE_KIND, "archive/BTC_hf", STATE_SCHEMA)
         assert document is not None
-        assert acknowledged <= document["until"] <= acknowledged + 60
+        until = document["states"][-1]["until"]
+        assert acknowledged <= until <= acknowledged + 60
     victims.ended(victims.checkpoint_states, archive_dir, settings, acknowledged, end)
     undisturbed = Settings(
         source="archive", model_dir=settings.model_dir, state_dir=tmp_path / "undisturbed"

@@ -7,7 +7,7 @@ venues; what is stored is held against the bars that the venues were given.
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,14 +205,37 @@ def test_a_plausible_wrong_price_is_reported_by_its_divergence(hand, tmp_path):
             assert world.kept.lost == []
 
 
+def at(listener: socket.socket) -> str:
+    host, port = listener.getsockname()
+    return f"{host}:{port}"
+
+
+@contextmanager
+def full() -> Iterator[socket.socket]:
+    """A host that takes no more connections: who tries gets no answer at all."""
+    with ExitStack() as opened:
+        listener = opened.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            caller = opened.enter_context(socket.socket())
+            caller.settimeout(0)
+            caller.connect_ex(listener.getsockname())
+        yield listener
+
+
 def test_nobody_at_the_address_costs_no_answer(running, venues, hand):
-    """No connection at all, or no such name, at any host or at all of them."""
+    """Refused, no such name, a connection or its encryption that never comes: any host, or all."""
     with running() as world:
         state = world.settings.state_dir
-    with socket.socket() as unheard:
+    with socket.socket() as unheard, full() as busy, socket.create_server(("127.0.0.1", 0)) as mute:
         unheard.bind(("127.0.0.1", 0))
-        refused = f"http://127.0.0.1:{unheard.getsockname()[1]}"
-        for address in (refused, "http://no-such-host.invalid"):
+        for address in (
+            f"http://{at(unheard)}",
+            "http://no-such-host.invalid",
+            f"http://{at(busy)}",
+            f"https://{at(mute)}",
+        ):
             for hosts in (*HOSTS.values(), tuple(FeedHost)):
                 away = {f"{host.value}_url": address for host in hosts}
                 chosen = replace(world.settings, **away)

@@ -22,6 +22,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+import axon_gate
+import http_service
 import slow_callers
 from answer_desk import ANSWER_THREADS, MOST_WAITING
 from config import Settings
@@ -284,6 +286,73 @@ def test_a_hundred_prompts_of_one_moment_are_all_answered_in_time(here, engine):
     assert lost == 0
     for (_, body, _), asked in list(zip(answers, prompts, strict=True))[::25]:
         validate_answer(json.loads(body)["simulation_output"], axon.request_of(asked))
+
+
+def test_a_hundred_prompts_over_http_are_all_answered_in_bounded_memory(engine):
+    """A hundred prompts of one moment are all answered before their start."""
+    bodies = [
+        http.body(num_paths=1000 - number, horizon_seconds=86_400, interval_seconds=300)
+        for number in range(100)
+    ]
+
+    async def ask_all(url):
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
+
+            async def one(body):
+                began = time.monotonic()
+                response = await client.post("/predict", json=body)
+                return response.status_code, time.monotonic() - began
+
+            return await asyncio.gather(*(one(body) for body in bodies))
+
+    with http.serving(engine) as url:
+        asyncio.run(ask_all(url))  # from now on what is cached and kept is there
+        before = resident()
+        answers = asyncio.run(ask_all(url))
+        grown = resident() - before
+    lost = sum(status != 200 or took > 60 for status, took in answers)
+    count(CROWD, cases=2 * len(bodies), answers_lost=lost)
+    assert lost == 0
+    assert grown < 256 * MIB
+
+
+def test_bodies_that_drip_keep_nobody_waiting_and_are_refused(entry, engine, monkeypatch, size):
+    """Hundreds of connections that drip keep no honest caller waiting, and are closed."""
+    monkeypatch.setattr(http_service, "BODY_S", 1.0)
+    monkeypatch.setattr(axon_gate, "BODY_S", 1.0)
+    tried = size(100, 400)
+    with ExitStack() as opened:
+        slow = [
+            opened.enter_context(socket.create_connection((HERE, entry.port), timeout=30))
+            for _ in range(tried)
+        ]
+        for caller in slow:
+            caller.sendall(entry.raw({"content-length": "1000"}, b"{"))
+        lost = exchange(entry.port, entry.honest(engine)) != 200
+        left = [status_in(caller.recv(1000)) for caller in slow]
+    count(DRIP, cases=tried, answers_lost=int(lost))
+    assert not lost
+    assert set(left) <= {0, 400, 401, 408}
+
+
+def test_answers_that_nobody_reads_are_cut_and_keep_nobody_waiting(entries, engine, monkeypatch):
+    """Hundreds of connections that drip keep no honest caller waiting, and are closed."""
+    monkeypatch.setattr(slow_callers, "HEADERS_S", 0.5)
+    monkeypatch.setattr(slow_callers, "MOST_UNREAD_BYTES", 16 * MIB)
+    entry, before = entries["http"], resident()
+    large = http.body(num_paths=1000, horizon_seconds=86_400, interval_seconds=300)
+    with ExitStack() as opened:
+        for _ in range(40):
+            caller = opened.enter_context(socket.socket())
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            caller.connect((HERE, entry.port))
+            caller.sendall(entry.raw(body=json.dumps(large).encode()))
+        lost = exchange(entry.port, entry.honest(engine)) != 200
+        grown = resident() - before
+    count(DRIP, cases=40, answers_lost=int(lost))
+    assert not lost
+    assert grown < 128 * MIB
 
 
 class Held:

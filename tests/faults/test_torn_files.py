@@ -1,19 +1,24 @@
 """Torn and rotten files: found, set aside or replaced, and an answer whatever was damaged."""
 
+import errno
+import os
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bar_cleaning import SetAsideBar
 from bar_store import BarStore
 from config import DAY_S, Frequency, Settings
 from errors import ModelError, StateError
-from forecast_engine import ForecastEngine
+from forecast_engine import STATE_KIND, STATE_SCHEMA, ForecastEngine
 from ledger import LEDGER_FILE, Ledger
 from lgbm_predictor import load_model_set
 from market_view import Rung
 from model_store import POINTER, publish_set, published_sets
+from quarantine import Quarantine
 from state_store import StateStore, locked
 from tests.faults import victims
 from tests.faults.asking import ask
@@ -85,11 +90,12 @@ def test_a_torn_or_rotten_state_changes_no_answer(archive, settings, size):
     engine.checkpoint()
     store = StateStore(settings.state_dir)
     path = store.path("market", "archive/BTC_hf")
+    assert store.load(STATE_KIND, "archive/BTC_hf", STATE_SCHEMA) is not None
     sound, n = path.read_bytes(), size(100, 5000)
     cases = [*torn(sound, dice, n), *rotten(sound, dice, n)]
     for damaged in cases:
         path.write_bytes(damaged)
-        assert store.load("market", "archive/BTC_hf", 3) is None
+        assert store.load(STATE_KIND, "archive/BTC_hf", STATE_SCHEMA) is None
         clear(path.parent)
     for damaged in dice.sample(cases, size(2, 20)):
         path.write_bytes(damaged)
@@ -170,6 +176,73 @@ def test_a_torn_or_rotten_pointer_never_leads_out_and_is_repaired_by_publishing(
         count("A damaged pointer never leads out of its folder", cases=1)
     publish_set(tmp_path, "BTC", HF, "three", {"a.txt": b"3"})
     assert published_sets(tmp_path, "BTC", HF)[0].name == "three"
+
+
+def test_a_disk_that_reads_nothing_costs_no_answer_and_no_file(archive, settings, monkeypatch):
+    """Whichever file of models or state cannot be read: answered, and nothing is set aside."""
+    engine = ForecastEngine.open(archive, settings)
+    expected = ask(engine).paths
+    engine.checkpoint()
+    roots = (settings.model_dir, settings.state_dir)
+    files = [path for root in roots for path in sorted(root.rglob("*")) if path.is_file()]
+    held = {path: path.read_bytes() for path in files}
+    read = Path.read_bytes
+    for refused in files:
+
+        def refusing(path, refused=refused):
+            if path == refused:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return read(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", refusing)
+            lost = 1
+            try:
+                ask(ForecastEngine.open(archive, settings))
+                lost = 0
+            finally:
+                count("A file that cannot be read costs no answer and stays", 1, answers_lost=lost)
+    assert {path: path.read_bytes() for path in files} == held
+    np.testing.assert_array_equal(ask(ForecastEngine.open(archive, settings)).paths, expected)
+
+
+def test_a_day_of_bars_that_cannot_be_read_is_kept_and_read_later(tmp_path, monkeypatch):
+    """An I/O error sets no bars aside: they are back as soon as the disk is."""
+    store = BarStore(tmp_path)
+    store.append("hyperliquid", "XAU", victims.truth(0, 4320))
+    days, read = sorted(tmp_path.rglob("*.msgpack")), Path.read_bytes
+    for refused in days:
+
+        def refusing(path, refused=refused):
+            if path == refused:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return read(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", refusing)
+            left = store.load("hyperliquid", "XAU", 60)
+            assert left is not None
+            assert len(left) == 4320 - 1440
+        whole = store.load("hyperliquid", "XAU", 60)
+        lost = 4320 - (0 if whole is None else len(whole))
+        count("A day of bars that cannot be read is kept and read later", 1, bars_lost=lost)
+        assert lost == 0
+    assert sorted(tmp_path.rglob("*.msgpack*")) == days
+
+
+def test_a_torn_or_rotten_quarantine_stops_no_refusal(tmp_path, size):
+    """Whatever is damaged in the list of refused bars, the next one is noted."""
+    dice, n = random.Random(7), size(60, 2000)
+    rows = [SetAsideBar(ts=60 * number, close=1.0, reason="spike") for number in range(20)]
+    about = "binance:BTCUSDT", "BTC", 60
+    Quarantine(tmp_path).add(*about, rows, 1e9)
+    path = Quarantine(tmp_path).path(*about)
+    sound = path.read_bytes()
+    for damaged in [*torn(sound, dice, n), *rotten(sound, dice, n)]:
+        path.write_bytes(damaged)
+        late = [SetAsideBar(ts=6000, close=1.0, reason="spike")]
+        assert Quarantine(tmp_path).add(*about, late, 1e9) == 1
+        count("A torn or rotten list of refused bars stops nothing", cases=1)
 
 
 # ---------------------------------------------------------------- the ledger
