@@ -398,7 +398,7 @@ def _cluster(address: str, program: str, on_step: OnStep) -> Iterator[_ClusterPo
     client = _connect(address)
     try:
         facts = program_facts(program)
-        size = _check_workers(client, address, facts, program)
+        size = _check_members(client, address, facts, program)
         topic = f"lgbm-miner-{client.id}"
         client.subscribe_topic(topic, lambda event: on_step(*event[1]))
         yield _ClusterPool(
@@ -444,7 +444,7 @@ def _mismatches(table: str) -> str:
     return ", ".join(rows[1:]) or "see dask's warning"
 
 
-def _check_workers(client: Any, address: str, facts: Mapping[str, str], program: str) -> int:
+def _check_members(client: Any, address: str, facts: Mapping[str, str], program: str) -> int:
     """How many tasks the workers take side by side. Raises: ConfigError, BusyError."""
     with suppress(TimeoutError):
         client.wait_for_workers(1, timeout=CONNECT_S)
@@ -455,13 +455,21 @@ def _check_workers(client: Any, address: str, facts: Mapping[str, str], program:
         )
     for worker, answer in answers.items():
         if isinstance(answer, Exception):
-            raise ConfigError(
-                f"worker {worker} cannot load this program ({_first_line(answer)}); start it with "
-                "the program's folder on its PYTHONPATH."
-            )
+            raise ConfigError(_cannot_load(f"worker {worker}", answer))
         if answer:
             raise ConfigError(_refusal(worker, answer))
+    try:  # it reads what is handed to it, in whatever version
+        client.run_on_scheduler(_own_facts, program)
+    except Exception as error:  # noqa: BLE001  # whatever an import may raise
+        raise ConfigError(_cannot_load(f"the scheduler {address}", error)) from None
     return sum(client.nthreads().values())
+
+
+def _cannot_load(member: str, error: Exception) -> str:
+    return (
+        f"{member} cannot load this program ({_first_line(error)}); start it with the program's "
+        "folder on its PYTHONPATH."
+    )
 
 
 def _differences(facts: Mapping[str, str], program: str) -> str:

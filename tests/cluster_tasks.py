@@ -18,8 +18,8 @@ def key_of(numbers):
 
 @lru_cache(maxsize=1)
 def load_numbers(folder, n):
-    """Something big, noted in a file each time that it is loaded."""
-    with (Path(folder) / "loaded").open("a") as file:
+    """Something big, and a note of every process that loads it."""
+    with (folder / "loaded").open("a") as file:
         file.write(f"{os.getpid()}\n")
     return list(range(n))
 
@@ -29,27 +29,39 @@ def add_up(numbers, extra):
     return sum(numbers) + extra
 
 
-def who_has(numbers, _):
-    time.sleep(0.05)
+def add_all(many):
+    return sum(map(sum, many))
+
+
+def who_has(numbers):
+    time.sleep(0.05)  # so that the other worker gets some too
     return os.getpid(), id(numbers)
-
-
-def die_once(mark, value):
-    """Kill this process, but only the first time that anybody runs this."""
-    try:
-        Path(mark).touch(exist_ok=False)
-    except FileExistsError:
-        return value
-    os.kill(os.getpid(), 9)
-
-
-def die(_):
-    os.kill(os.getpid(), 9)
 
 
 def double(value):
     return 2 * value
 
 
-def fail(sentence):
-    raise ValueError(sentence)
+def refuse(error):
+    raise error
+
+
+def die_once(mark, value):
+    """Kill this process, but only the first time that anybody does this."""
+    if not mark.exists():
+        mark.touch()
+        kill(os.getpid())
+    return value
+
+
+def die():
+    kill(os.getpid())
+
+
+def kill(pid):
+    os.kill(pid, 9)
+
+
+def rest(mark: Path):
+    mark.write_text(str(os.getpid()))
+    time.sleep(600)
