@@ -77,7 +77,7 @@ def _sweep(folder: Path) -> None:
     """
     dead = time.time() - ABANDONED_S
     for entry in os.scandir(folder):
-        if _TEMPORARY.fullmatch(entry.name):
+        if entry.name.endswith("~") and _TEMPORARY.fullmatch(entry.name):
             with suppress(OSError):  # somebody else was faster
                 if entry.stat(follow_symlinks=False).st_mtime < dead:
                     Path(entry).unlink()

@@ -1,5 +1,6 @@
 """Killed at any moment: what was acknowledged is there, and nothing half-written is seen."""
 
+import os
 import random
 
 import numpy as np
@@ -42,6 +43,11 @@ def test_no_acknowledged_bar_is_lost_to_a_kill(tmp_path, size):
             np.testing.assert_array_equal(getattr(stored.bars, name), getattr(expected, name))
         assert set_aside(tmp_path) == []
         first = held
+    for left in tmp_path.rglob(".*~"):  # half-written, by those that were killed
+        os.utime(left, (0, 0))
+    BarStore(tmp_path).append("binance", "BTC", victims.truth(first, 1))
+    assert not list(tmp_path.rglob(".*~"))
+    count("What killed writers left half-written is swept away", cases=1)
 
 
 @pytest.fixture
