@@ -28,6 +28,7 @@ LF_LEADS: Final = [300, 1800, 10800, 86400]  # seconds
 HF_RETRAIN_INTERVAL_DAYS: Final = 1
 LF_RETRAIN_INTERVAL_DAYS: Final = 3
 HISTORY_DAYS: Final = 365
+LONGEST_DAYS: Final = 3_650  # of history that may be asked for
 NUM_PATHS: Final = 1000
 
 DAY_S: Final = 86_400
@@ -695,9 +696,9 @@ class Settings:
         protocol_profile(self.profile)
         _within("port", self.port, 0, 65_535)
         _within("jobs", self.jobs, 1, 256)
-        _within("days", self.days, 1, 3_650)
+        _within("days", self.days, 1, LONGEST_DAYS)
         # States reach back eleven days; the ladder's clock learns from sixty.
-        _within("memory_days", self.memory_days, 15, 3_650)
+        _within("memory_days", self.memory_days, 15, LONGEST_DAYS)
         for frequency in Frequency:
             name = f"{frequency.value}_retrain_days"
             _within(name, self.retrain_days(frequency), 1 / 24, 365)

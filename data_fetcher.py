@@ -17,9 +17,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Final, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +95,13 @@ class BarSource(Protocol):
         """Unix seconds: the clock, or the latest end of a bar over all assets."""
 
 
+class VersionedSource(BarSource, Protocol):
+    """A source that can tell without a look at its bars whether they are what they were."""
+
+    def version(self, asset: str, frequency: Frequency, until: int) -> Any:
+        """Plain values that change whenever a bar known by then may have; reads no bars."""
+
+
 @runtime_checkable
 class GrowingSource(BarSource, Protocol):
     """A source whose bars grow and are corrected while it is read."""
@@ -105,7 +113,7 @@ class GrowingSource(BarSource, Protocol):
         """
 
 
-def open_source(settings: Settings) -> BarSource:
+def open_source(settings: Settings) -> VersionedSource:
     """The source that the settings name; opening one reads no bars and calls no host.
 
     Raises: ConfigError if a setting is missing or bad; SourceUnavailable if the
@@ -123,6 +131,8 @@ def open_source(settings: Settings) -> BarSource:
 
 
 # ---------------------------------------------------------------- live
+
+_Read = TypeVar("_Read")
 
 
 class LiveSource:
@@ -183,6 +193,18 @@ class LiveSource:
             )
         return LoadedHistory(history=history, set_aside=())
 
+    def version(self, asset: str, frequency: Frequency, until: int) -> Any:
+        """The marks of the day files of every series that is read, however old."""
+        plan = self.plans[asset]
+        parts = self._parts(
+            plan, frequency, lambda venue, bar_s: self._store.marks(venue, asset, bar_s, 0)
+        )
+        marks = [
+            sorted((day, *mark) for day, mark in (part or {}).items() if day * DAY_S < until)
+            for part in parts
+        ]
+        return [[plan.scored.name, *(feed.name for feed in plan.others)], marks]
+
     def recent(self, asset: str, frequency: Frequency) -> MarketHistory | None:
         """The last `memory_days`; the same object again while nothing changed."""
         with self._lock:
@@ -199,8 +221,8 @@ class LiveSource:
             return held[1]
 
     def _parts(
-        self, plan: FeedPlan, frequency: Frequency, read: Callable[[str, int], Bars | None]
-    ) -> "_Parts":
+        self, plan: FeedPlan, frequency: Frequency, read: Callable[[str, int], _Read | None]
+    ) -> "tuple[_Read | None, ...]":
         """The scored feed's minutes, its own coarser bars, and the other feeds' minutes."""
         scored, bar_s = plan.scored.venue, FREQUENCIES[frequency].bar_s
         has_coarse = bar_s != MINUTE_S and scored in VENUE_BARS_KEPT
@@ -335,6 +357,10 @@ class SimulatedSource:
         history = _history(asset, frequency, self._bars[asset], self.name)
         return LoadedHistory(history=history, set_aside=())
 
+    def version(self, asset: str, frequency: Frequency, until: int) -> Any:
+        """What the market is made from."""
+        return [asset, frequency.value, until, self.seed, self.end_ts, self.days]
+
     def now(self) -> int:
         """The latest end of a simulated bar, Unix seconds."""
         return max(self.load(asset, Frequency.HF).history.anchor_ts for asset in self.assets)
@@ -433,10 +459,21 @@ class ArchiveSource:
                 f"archive folder {self._folder} has only five-minute bars of {asset}, and HF "
                 f"needs one-minute bars; add {asset}_1m.parquet or ask for LF."
             )
-        bar_s = FREQUENCIES[frequency].bar_s
-        bars, set_aside = self.load_bars(asset, bar_s if (asset, bar_s) in self._series else 60)
+        bars, set_aside = self.load_bars(asset, self._bar_s(asset, frequency))
         history = _history(asset, frequency, bars, self.name)
         return LoadedHistory(history=history, set_aside=set_aside)
+
+    def version(self, asset: str, frequency: Frequency, until: int) -> Any:
+        """Name, age and size of the files that are read; of partitions those before `until`."""
+        series = self._series[asset, self._bar_s(asset, frequency)]
+        days = [not series.partitioned or _day_of(path) < until for path in series.paths]
+        files = [(path, path.stat()) for path in compress(series.paths, days)]
+        return [(str(path), status.st_mtime_ns, status.st_size) for path, status in files]
+
+    def _bar_s(self, asset: str, frequency: Frequency) -> int:
+        """The bar length of the series that serves the frequency."""
+        bar_s = FREQUENCIES[frequency].bar_s
+        return bar_s if (asset, bar_s) in self._series else MINUTE_S
 
     def load_bars(self, asset: str, bar_s: int) -> tuple[Bars, tuple[SetAsideBar, ...]]:
         """One series of `series()`, cleaned, with the rows set aside. Raises: DataError."""

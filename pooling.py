@@ -4,7 +4,7 @@ Every asset counts by its days of bars, up to a limit, so that no long history
 drowns the others and no short one is taken at its word.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -39,6 +39,7 @@ class _Part:
     """One asset's rows: per bucket features (n, features), target (n,) and weight (n,)."""
 
     asset: str
+    frequency: Frequency
     days: float
     profile: SeasonalProfile
     rows: tuple[tuple[Any, FloatArray, FloatArray], ...]
@@ -58,17 +59,18 @@ def pool_window(history: MarketHistory, until: int) -> MarketHistory:
 
 
 def fit_pooled_prior(
-    histories: Sequence[MarketHistory], until: int, events: Sequence[EventTimes]
+    histories: Iterable[MarketHistory], until: int, events: Sequence[EventTimes]
 ) -> PooledPrior | None:
     """Blend and clocks of all the assets together, from bars that closed by `until`.
 
-    The histories are of one frequency. None if fewer than two assets have enough bars
-    by then: a market that leaned on itself would trust its own few days.
+    The histories are of one frequency, and none is held on to. None if fewer than two
+    assets have enough bars by then: a market that leaned on itself would trust its own
+    few days.
     """
     parts = [part for history in histories if (part := _part(history, until, events)) is not None]
     if len(parts) < LEAST_ASSETS:
         return None
-    frequency = histories[0].frequency
+    frequency = parts[0].frequency
     spec = FREQUENCIES[frequency]
     blend = []
     for bucket in range(len(spec.bucket_ends)):
@@ -115,7 +117,9 @@ def _part(history: MarketHistory, until: int, events: Sequence[EventTimes]) -> _
     if not all(len(target) for _, target, _ in rows):
         return None
     days = grid.known / spec.bars_per_day
-    return _Part(asset=history.asset, days=days, profile=profile, rows=rows)
+    return _Part(
+        asset=history.asset, frequency=history.frequency, days=days, profile=profile, rows=rows
+    )
 
 
 def _rows(

@@ -5,17 +5,19 @@ are fitted once, by the caller, and kept in a folder of its own.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from config import Frequency, Settings, protocol_profile
+from config import DAY_S, LONGEST_DAYS, Frequency, Settings, protocol_profile
 from content_keys import bars_key, content_key
 from data_fetcher import open_source
 from domain import MarketHistory
 from lgbm_trainer import TrainingResult, train
-from pool_store import histories_of, is_whole, pool_files, pool_names, read_pool
+from pool_store import histories_of, is_whole, pool_file, pool_files, pool_names, read_pool
 from pooled_prior import PooledPrior, pool_moments
+from pooling import POOL_HISTORY_DAYS
 from task_pool import Shared, tell
 
 KEPT_HISTORIES: Final = 2  # per process: tasks of one market follow each other
@@ -63,7 +65,26 @@ def shared_priors(
     names = names_of_pools(settings, frequency, first, last)
     if not all(is_whole(folder / name) for name in names):
         pool_files(load_peers(settings, frequency), first, last, folder)
-    return [Shared(read_pool, (folder / name,), _prior_key) for name in names]
+    return [shared_pool(folder / name) for name in names]
+
+
+def stored_pool(settings: Settings, frequency: Frequency, moment: int, folder: Path) -> Path:
+    """The pool of the source's assets at a moment; no bars are read if the folder has it.
+
+    A live source shows as many days as the settings say, counted from now; pools need
+    what came before their moment, or they would lose a day of it every day.
+    Raises: StateError, BusyError.
+    """
+    source = open_source(settings)
+    if source.live:
+        days = POOL_HISTORY_DAYS[frequency] + (source.now() - moment) / DAY_S + 1
+        source = open_source(replace(settings, days=min(max(settings.days, days), LONGEST_DAYS)))
+    return pool_file(source, frequency, moment, folder)
+
+
+def shared_pool(file: Path) -> Shared:
+    """A pool, for tasks."""
+    return Shared(read_pool, (file,), _prior_key)
 
 
 def _prior_key(prior: PooledPrior | None) -> str:

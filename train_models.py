@@ -16,10 +16,11 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from bar_cleaning import summarise_set_aside
-from config import ASSETS, Frequency, Settings
+from config import ASSETS, DAY_S, Frequency, Settings
 from console import (
     add_asset_argument,
     add_common_arguments,
@@ -39,7 +40,9 @@ from errors import DataError, MinerError
 from lgbm_trainer import LeadReport, TrainingResult, fit_window, progress_steps
 from live_market import LiveMarket
 from model_store import publish_set
-from set_training import load_peers, shared_history, shared_priors, train_set
+from pool_store import prune_pools
+from pooled_prior import POOL_EVERY_S, pool_moments
+from set_training import shared_history, shared_pool, stored_pool, train_set
 from state_store import locked
 from task_pool import Job, WorkersLost, open_pool, work_off
 
@@ -170,6 +173,7 @@ def train_all(
         jobs = batch.jobs(names)
         if jobs:
             batch.work_off(jobs, scheduler, show)
+            batch.prune()
     batch.results.sort(key=lambda result: pairs.index((result.asset, result.frequency)))
     return batch.results, batch.failures
 
@@ -182,6 +186,7 @@ class _Batch:
     until: int | None
     results: list[TrainingResult] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    pools: dict[tuple[Frequency, int], Path] = field(default_factory=dict)
 
     def jobs(self, names: Mapping[Pair, str]) -> list[Job]:
         """One for every pair that can be tried; those that take longest first."""
@@ -192,7 +197,6 @@ class _Batch:
                 jobs.append(self._job(source, asset, frequency, names[asset, frequency]))
             except DataError as error:
                 self.failures.append(str(error))
-        load_peers.cache_clear()  # the pools are fitted; memory is for the trainings
         return jobs
 
     def _job(self, source: BarSource, asset: str, frequency: Frequency, name: str) -> Job:
@@ -201,16 +205,28 @@ class _Batch:
         if not len(history.bars):
             raise DataError(f"{name}: no bars are known by --until; choose a later moment.")
         window = fit_window(history, self.settings.days)
-        pools = self.settings.model_dir / POOL_FOLDER
         args = (
             shared_history(self.settings, asset, frequency),
-            shared_priors(self.settings, frequency, *window, pools),
+            [shared_pool(self._pool(frequency, at)) for at in pool_moments(*window)],
             self.settings,
             self.until,
             name,
         )
         lines = [f"{name}: set aside {line}" for line in summarise_set_aside(loaded.set_aside)]
         return Job(name=name, work=train_set, args=args, then=partial(self._keep, lines))
+
+    def _pool(self, frequency: Frequency, at: int) -> Path:
+        """One pool for all sets of the run, although bars may be corrected meanwhile."""
+        if (frequency, at) not in self.pools:
+            folder = self.settings.model_dir / POOL_FOLDER
+            self.pools[frequency, at] = stored_pool(self.settings, frequency, at, folder)
+        return self.pools[frequency, at]
+
+    def prune(self) -> None:
+        """Clear pools away that no set of so many days needs any more."""
+        newest = max(at for _, at in self.pools)
+        before = newest - POOL_EVERY_S - int(self.settings.days * DAY_S)
+        prune_pools(self.settings.model_dir / POOL_FOLDER, before)
 
     def work_off(
         self, jobs: list[Job], scheduler: str | None, show: Callable[[str, str], None]

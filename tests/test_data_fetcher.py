@@ -139,6 +139,15 @@ def test_now_is_the_latest_end_of_a_usable_bar_over_all_assets(tmp_path):
     assert source.live is False
 
 
+def test_the_version_of_an_archive_changes_with_the_files_that_are_read(tmp_path):
+    write(tmp_path, ts=minutes(20), close=prices(20))
+    source = ArchiveSource(tmp_path)
+    before = source.version("BTC", Frequency.HF, 0)
+    assert ArchiveSource(tmp_path).version("BTC", Frequency.LF, 0) == before
+    write(tmp_path, ts=minutes(21), close=prices(21))
+    assert source.version("BTC", Frequency.HF, 0) != before
+
+
 def test_real_bars_load_whole(real_bars):
     source = ArchiveSource(real_bars / "recent")
     assert source.frequencies()["HYPE"] == (Frequency.LF,)
@@ -503,6 +512,19 @@ def test_lf_history_is_made_of_minutes_own_bars_and_other_feeds_on_one_level(liv
     assert (np.diff(history.bars.open_ts) == 300).all()
     assert (history.bars.feed, history.source) == ("hyperliquid:xyz:GOLD", "venue")
     assert (history.price_bars.bar_s, history.anchor_ts, history.scored_lag_s) == (60, LIVE_NOW, 60)
+
+
+def test_the_version_changes_with_bars_before_a_moment_of_any_feed_that_is_read(live):
+    source, store = live
+    until = LIVE_NOW // DAY_S * DAY_S - 16 * DAY_S
+    before = source.version("XAU", Frequency.LF, until)
+    gold, token = "hyperliquid:xyz:GOLD", "pyth:XAUT"
+    store.append("hyperliquid", "XAU", live_bars(until, LIVE_NOW, gold, level=101.0))
+    store.append("binance", "BTC", live_bars(until - DAY_S, until, "binance:BTCUSDT", level=9.0))
+    assert source.version("XAU", Frequency.LF, until) == before
+    assert source.version("XAU", Frequency.LF, until + DAY_S) != before
+    store.append("pyth", "XAU", live_bars(until - 600, until, token, level=8.0))
+    assert source.version("XAU", Frequency.LF, until) != before
 
 
 def test_without_minutes_the_venues_own_bars_give_the_price(tmp_path):
