@@ -15,8 +15,9 @@ first week as after years. Columns are shuffled by bytes and deflated.
 import logging
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -93,10 +94,10 @@ class BarStore:
         days = np.unique(candles.bars.open_ts // DAY_S).tolist()
         days += range(checked[0] // DAY_S, -(-checked[1] // DAY_S)) if checked else ()
         with locked(self._folder(series), "storing bars", wait_s=_LOCK_WAIT_S):
-            self._require_feed(series, candles.bars)
+            touched = sorted(set(days))
+            self._require_feed(series, candles.bars, touched)
             done = [
-                self._append_day(series, day, _rows_of(candles, day), checked)
-                for day in sorted(set(days))
+                self._append_day(series, day, _rows_of(candles, day), checked) for day in touched
             ]
         return Stored(sum(entry.new for entry in done), sum(entry.corrected for entry in done))
 
@@ -110,9 +111,12 @@ class BarStore:
             self._store.save(BARS_FOLDER, _day_name(series, day), _SCHEMA, _document(merged, day))
         return Stored(added, corrected)
 
-    def _require_feed(self, series: str, bars: Bars) -> None:
-        """Compare with the newest readable day. Raises: StateError."""
-        for day in reversed(self._days(series)):
+    def _require_feed(self, series: str, bars: Bars, days: list[int]) -> None:
+        """Compare with a readable one of these days, or else the newest. Raises: StateError.
+
+        A year of files is listed for a day that has none yet, and not for every minute.
+        """
+        for day in chain(days[-1:], self._newest_days(series)):
             stored = self._readable_day(series, day, bars.bar_s)
             if stored is None:
                 continue
@@ -122,6 +126,9 @@ class BarStore:
                     f"{bars.feed!r}; feeds are never merged, so store these under another source."
                 )
             return
+
+    def _newest_days(self, series: str) -> Iterator[int]:
+        yield from reversed(self._days(series))
 
     # -- reading
 
