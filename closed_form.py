@@ -96,7 +96,7 @@ def volatility_law(shape: PathShape, step_s: float, length: int) -> UnitLaw:
     steps = simulate_steps(rng, unit, step_s * unit, shape, n_paths=draws)
     # Levels crowd at both ends, where quantiles lie far apart.
     levels = (1 - np.cos(np.linspace(0, np.pi, BLOCK_LEVELS))) / 2
-    return UnitLaw.of(np.quantile(steps.std(axis=1, ddof=1), levels), levels)
+    return UnitLaw.of(np.quantile(steps.std(axis=0, ddof=1), levels), levels)
 
 
 # ---------------------------------------------------------------- outcomes under laws

@@ -58,10 +58,10 @@ class FrequencySpec:
     retrain_interval_days: float
     prompt_increment_s: int
     prompt_length_s: int
-    # Sums of steps that are matched to their quantiles: from point 0, and in blocks.
+    # Sums of steps that are matched to their quantiles: in blocks, cycle by cycle, and
+    # at the end of each cycle from point 0 on.
+    matched_blocks_s: tuple[tuple[int, ...], ...]
     matched_prefixes_s: tuple[int, ...]
-    matched_blocks_s: tuple[int, ...]
-    matching_cycles: int
     minimum_days: float  # fewer days of bars are refused by the trainer
 
     @property
@@ -91,9 +91,8 @@ FREQUENCIES: Final[Mapping[Frequency, FrequencySpec]] = MappingProxyType(
             retrain_interval_days=HF_RETRAIN_INTERVAL_DAYS,
             prompt_increment_s=60,
             prompt_length_s=3600,
-            matched_prefixes_s=tuple(range(3600, 300, -300)),
-            matched_blocks_s=(1800, 900, 300, 120, 60),
-            matching_cycles=2,
+            matched_blocks_s=((300, 900, 1800), (60, 120, 300, 900, 1800)),
+            matched_prefixes_s=tuple(range(600, 3900, 300)),
             minimum_days=3,
         ),
         Frequency.LF: FrequencySpec(
@@ -110,9 +109,8 @@ FREQUENCIES: Final[Mapping[Frequency, FrequencySpec]] = MappingProxyType(
             retrain_interval_days=LF_RETRAIN_INTERVAL_DAYS,
             prompt_increment_s=300,
             prompt_length_s=86_400,
+            matched_blocks_s=((1800, 10_800), (300, 1800, 10_800)),
             matched_prefixes_s=(86_400,),
-            matched_blocks_s=(10_800, 1800, 300),
-            matching_cycles=2,
             minimum_days=4.2,  # a week of five sessions, from open to close
         ),
     }

@@ -3,6 +3,7 @@
 One function serves the live forecast and the search for path shapes in training.
 """
 
+from itertools import chain, pairwise
 from typing import Final
 
 import numpy as np
@@ -40,22 +41,24 @@ def draw_moves(
         lead_in = int(np.searchsorted(times, points[0]))
         unit_s = float(step_s[-1])
         match_quantiles(
-            steps[:, lead_in:],
+            steps[lead_in:],
             scale[lead_in:],
             unit_s,
             shape,
+            cycles=[_whole_steps(lengths_s, unit_s) for lengths_s in spec.matched_blocks_s],
             prefixes=_whole_steps(spec.matched_prefixes_s, unit_s),
-            blocks=_whole_steps(spec.matched_blocks_s, unit_s),
-            cycles=spec.matching_cycles,
         )
-    moves = np.hstack([np.zeros((n_paths, 1)), np.cumsum(steps, axis=1)])
-    return np.asarray(moves[:, np.searchsorted(times, points)], dtype=np.float64)
+    moves = np.concatenate((np.zeros((1, n_paths)), steps))
+    for before, after in pairwise(moves):  # a fifth of the time of cumsum
+        np.add(before, after, out=after)
+    return np.ascontiguousarray(moves[np.searchsorted(times, points)].T)
 
 
 def prepare_matching(spec: FrequencySpec, shape: PathShape) -> None:
     """Work out the distributions that the usual prompt is matched to, ahead of the first."""
     step_s = float(spec.prompt_increment_s)
-    for length in _whole_steps((*spec.matched_prefixes_s, *spec.matched_blocks_s), step_s):
+    lengths_s = {*spec.matched_prefixes_s, *chain.from_iterable(spec.matched_blocks_s)}
+    for length in _whole_steps(tuple(lengths_s), step_s):
         unit_quantiles(shape, step_s, length, NUM_PATHS)
 
 

@@ -214,5 +214,5 @@ def _step_laws(
 
 def draw_steps(law: StepLaw, n_paths: int, rng: Generator) -> FloatArray:
     """Prices after independent steps of the law's scale and tails; (n_paths, points)."""
-    shocks = student_t_steps(rng, n_paths, len(law.scale), dof=law.shape.tail_dof)
-    return law.paths(shocks * law.scale)
+    shocks = student_t_steps(rng, (len(law.scale), n_paths), dof=law.shape.tail_dof)
+    return law.paths(shocks.T * law.scale)

@@ -50,7 +50,7 @@ def test_the_spread_of_a_ratio_is_its_quartiles():
 
 
 def test_works_that_are_compared_take_turns():
-    done = []
+    done: list[int] = []
     seconds = in_turn({"a": done.append, "b": lambda turn: done.append(-turn)}, 3)
     assert done == [0, 0, 1, -1, 2, -2]
     assert all(values.shape == (3,) and (values >= 0).all() for values in seconds.values())

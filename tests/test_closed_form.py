@@ -54,7 +54,7 @@ def paths_of(law, n_paths, seed):
     """Paths drawn from a law, without any matching."""
     step_s = np.diff(law.times).astype(np.float64)
     rng = np.random.default_rng(seed)
-    return law.paths(simulate_steps(rng, law.scale, step_s, law.shape, n_paths=n_paths))
+    return law.paths(simulate_steps(rng, law.scale, step_s, law.shape, n_paths=n_paths).T)
 
 
 def one_step(scale, shape=NORMAL, centre=0.0, price=100.0):

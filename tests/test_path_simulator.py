@@ -13,6 +13,7 @@ from path_simulator import (
     correlate_steps,
     simulate_steps,
     student_t_steps,
+    unit_t_quantiles,
     volatility_process,
 )
 
@@ -29,7 +30,7 @@ def draw(shape: PathShape, *, n_paths: int = 20_000, seed: int = 0, scale=None, 
     """Sums of steps from the start on, the way an answer adds them up."""
     rng = np.random.default_rng(seed)
     scale = np.ones(len(step_s)) if scale is None else scale
-    return np.cumsum(simulate_steps(rng, scale, step_s, shape, n_paths=n_paths), axis=1)
+    return np.cumsum(simulate_steps(rng, scale, step_s, shape, n_paths=n_paths).T, axis=1)
 
 
 def same_bytes(left: np.ndarray, right: np.ndarray) -> bool:
@@ -45,14 +46,14 @@ def standard_error(values: np.ndarray) -> float:
 
 @pytest.mark.parametrize("dof", [3.0, 5.0, 8.0, 12.0, 40.0, 1000.0])
 def test_steps_have_a_mean_size_of_one_whatever_their_tails(dof):
-    size = np.abs(student_t_steps(np.random.default_rng(1), 1000, 300, dof=dof))
+    size = np.abs(student_t_steps(np.random.default_rng(1), (1000, 300), dof=dof))
     assert size.mean() == pytest.approx(1, abs=4 * standard_error(size))
 
 
 @pytest.mark.parametrize("dof", [2.5, 4.0, 12.0])
 def test_steps_have_the_quantiles_of_student_t(dof):
     n = 300_000
-    steps = student_t_steps(np.random.default_rng(2), 1, n, dof=dof)[0]
+    steps = student_t_steps(np.random.default_rng(2), (n,), dof=dof)
     truth = stats.t(dof)
     # E|t| is twice the partial expectation of the upper half.
     mean_size = 2 * truth.expect(lambda x: x, lb=0)
@@ -64,12 +65,23 @@ def test_steps_have_the_quantiles_of_student_t(dof):
 
 
 def test_steps_are_independent_of_each_other():
-    steps = student_t_steps(np.random.default_rng(3), 2000, 60, dof=6)
+    steps = student_t_steps(np.random.default_rng(3), (2000, 60), dof=6)
     assert abs(np.corrcoef(steps[:, 1:].ravel(), steps[:, :-1].ravel())[0, 1]) < 4 / np.sqrt(
         118_000
     )
     size = np.abs(steps)
     assert abs(np.corrcoef(size[:, 1:].ravel(), size[:, :-1].ravel())[0, 1]) < 4 / np.sqrt(118_000)
+
+
+@pytest.mark.parametrize("dof", [3.0, 8.0, np.inf])
+def test_every_quantile_stands_for_the_same_share_of_the_law(dof):
+    quantiles = unit_t_quantiles(dof)
+    assert np.abs(quantiles).mean() == pytest.approx(1, rel=1e-12)
+    assert np.all(np.diff(quantiles) > 0)
+    assert np.array_equal(quantiles, -quantiles[::-1])
+    truth = stats.norm() if np.isinf(dof) else stats.t(dof)
+    share = np.diff(truth.cdf(quantiles * np.abs(truth.ppf(0.25) / np.quantile(quantiles, 0.25))))
+    np.testing.assert_allclose(share * len(quantiles), 1, rtol=1e-2)
 
 
 # ---------------------------------------------------------------- volatility
@@ -82,11 +94,11 @@ def test_volatility_has_mean_one_and_the_same_spread_all_along_the_path(path_sd,
         np.random.default_rng(4), n, STEP_S, shape_of(path_sd=path_sd, slow_sd=slow_sd)
     )
     assert process.min() > 0
-    log_sd = np.log(process).std(axis=0)
+    log_sd = np.log(process).std(axis=1)
     sd = np.hypot(path_sd, slow_sd)
     np.testing.assert_allclose(log_sd, sd, atol=5 * sd / np.sqrt(2 * n) + 1e-12)
     error = np.sqrt(np.expm1(sd**2) / n)
-    np.testing.assert_allclose(process.mean(axis=0), 1, atol=5 * error + 1e-12)
+    np.testing.assert_allclose(process.mean(axis=1), 1, atol=5 * error + 1e-12)
 
 
 @pytest.mark.parametrize("half_life_s", [300.0, 1200.0])
@@ -102,14 +114,14 @@ def test_the_slow_part_forgets_half_per_half_life(half_life_s, step_s):
         )
     )
     for lag in (1, 4, 20):
-        found = np.corrcoef(log_process[:, 0], log_process[:, lag])[0, 1]
+        found = np.corrcoef(log_process[0], log_process[lag])[0, 1]
         assert found == pytest.approx(0.5 ** (lag * step_s / half_life_s), abs=4 / np.sqrt(n))
 
 
 def test_the_path_factor_stays_and_differs_between_paths():
     process = volatility_process(np.random.default_rng(6), 500, STEP_S, shape_of(path_sd=0.3))
-    assert np.ptp(process, axis=1).max() < 1e-12
-    assert np.std(np.log(process[:, 0])) == pytest.approx(0.3, rel=0.15)
+    assert process.shape == (1, 500)
+    assert np.std(np.log(process)) == pytest.approx(0.3, rel=0.15)
 
 
 def test_an_odd_first_step_does_not_change_how_fast_volatility_reverts():
@@ -126,7 +138,7 @@ def test_an_odd_first_step_does_not_change_how_fast_volatility_reverts():
 @pytest.mark.parametrize("planted", [(-0.2,), (0.1, -0.15), (0.05, 0.0, 0.2)])
 def test_a_planted_autocorrelation_is_there_and_the_variance_of_steps_is_kept(planted):
     n = 20_000
-    steps = correlate_steps(np.random.default_rng(8).standard_normal((n, 40)), planted)
+    steps = correlate_steps(np.random.default_rng(8).standard_normal((40, n)), planted).T
     np.testing.assert_allclose(steps.var(axis=0), 1, atol=5 * np.sqrt(2 / n))
     for lag, expected in enumerate((*planted, 0.0), start=1):
         products = steps[:, lag:] * steps[:, :-lag]
@@ -137,8 +149,8 @@ def test_a_planted_autocorrelation_is_there_and_the_variance_of_steps_is_kept(pl
 
 @given(n_steps=st.integers(1, 6), lags=st.integers(1, 5))
 def test_short_paths_take_as_many_lags_as_fit(n_steps, lags):
-    steps = correlate_steps(np.ones((2, n_steps)), (0.1,) * lags)
-    assert steps.shape == (2, n_steps)
+    steps = correlate_steps(np.ones((n_steps, 2)), (0.1,) * lags)
+    assert steps.shape == (n_steps, 2)
     assert np.isfinite(steps).all()
 
 

@@ -434,7 +434,7 @@ def test_whatever_autocorrelation_is_found_paths_can_be_drawn_with_it(phi, secon
         np.roll(noise, 2), phi ** np.arange(40)
     )
     found = shrunk_autocorrelation(z / np.abs(z).mean(), np.ones(len(z)), lags=5)
-    assert np.isfinite(correlate_steps(np.ones((1, 288)), found)).all()
+    assert np.isfinite(correlate_steps(np.ones((288, 1)), found)).all()
 
 
 # ---------------------------------------------------------------- leaning on a prior

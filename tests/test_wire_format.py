@@ -335,10 +335,15 @@ def test_a_shadow_answer_starts_every_path_at_the_current_price():
     }
 
 
-@pytest.mark.parametrize("level", [96_000.0, 2.0, 3e-6])
-def test_arrays_and_plain_lists_encode_to_the_same_bytes(level):
-    array = round_prices(walk((40, 30), level))
-    assert orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY) == orjson.dumps(array.tolist())
+@pytest.mark.parametrize("exponent", range(-5, 7))
+def test_prices_of_every_magnitude_are_written_as_they_are(exponent):
+    """From the least to the greatest of a magnitude, and one path beyond them."""
+    first, last = float(f"1e{exponent}"), float(f"9.9999999e{exponent}")
+    within = round_prices(np.array([[first, last], [3.3 * first, 1.5 * first]]))
+    prompt = request(length_s=300, num_paths=2)
+    for paths in (within, within * [[1.0, 1.0], [1.0, 0.1]]):
+        made = forecast(paths, prompt)
+        assert json.loads(encode_prompt_json(made)) == encode_prompt_answer(made)
 
 
 def test_the_same_answer_a_little_later_is_the_same_bytes():
