@@ -78,6 +78,7 @@ from wire_format import format_iso
 
 WORK_DIR: Final = Path("build/backtest")
 CHUNK_PROMPTS: Final = 8  # fewer are not worth a task of their own
+TASKS_EACH: Final = 4  # replays per worker, so that the last ones end together
 PROGRAM: Final = "walk_forward"  # the module of the tasks that go to a cluster
 EXAMPLES: Final = (
     "python backtest.py --source archive --archive-dir bars --train-until 2025-11-10",
@@ -304,9 +305,13 @@ class _Run:
 
     def _jobs(self, pool: TaskPool, plans: list[Plan], scores: dict[str, Scores]) -> Iterator[Job]:
         """What can be done at once: trainings, and prompts whose models are there."""
+        # Every part carries the set that it replays: no more of them than keep all busy.
+        most = min(
+            pool.size, -(-TASKS_EACH * pool.size // sum(len(plan.missing) for plan in plans))
+        )
 
         def replays(plan: Plan, moment_: int) -> Sequence[Job]:
-            parts = max(1, min(pool.size, len(plan.missing[moment_]) // CHUNK_PROMPTS))
+            parts = max(1, min(most, len(plan.missing[moment_]) // CHUNK_PROMPTS))
             return replay_jobs(plan, moment_, parts, scores[plan.market.name])
 
         for plan in plans:

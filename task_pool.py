@@ -419,7 +419,7 @@ def _connect(address: str) -> Any:
         warnings.simplefilter("always")
         try:
             client = distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, RuntimeError, TypeError) as error:
             raise BusyError(
                 f"the scheduler {address} cannot be reached ({_first_line(error)}); start one with "
                 "dask scheduler, or leave out --scheduler."
