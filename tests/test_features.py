@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import features
 from config import DAY_S, FREQUENCIES, Frequency, FrequencySpec, MarketHours
 from domain import Bars
 from features import (
@@ -357,6 +358,16 @@ def test_rows_from_memory_and_state_have_the_bytes_of_rows_from_all_history(
     rows = np.arange(begin + memory, len(grid)) if begin else np.array([len(grid) - 1])
     full = feature_frame(spec, standardiser, grid, initial_state(spec, START), rows)
     assert same_frame(rows_from_memory(spec, standardiser, bars, rows, begin), full)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_how_many_bars_are_worked_on_together_changes_no_byte(spec, monkeypatch):
+    grid = return_grid(bars_at(full_grid(3, spec.bar_s), spec.bar_s, 5))
+    standardiser, state = standardiser_for(spec), initial_state(spec, START)
+    rows = np.union1d(np.arange(0, len(grid), 7), np.arange(300, 420))
+    at_once = feature_frame(spec, standardiser, grid, state, rows)
+    monkeypatch.setattr(features, "CHUNK_BARS", 100)
+    assert same_frame(feature_frame(spec, standardiser, grid, state, rows), at_once)
 
 
 @pytest.mark.parametrize("spec", SPECS)
