@@ -28,7 +28,7 @@ from scoring import ScoreCard, score_paths
 from wire_format import round_prices
 
 MINIMUM_REALISED: Final = 0.05  # of the points; below, the market was closed
-LAWS_AT_ONCE: Final = 128  # prompts whose laws are worked out together
+VIEWS_AT_ONCE: Final = 128  # prompts whose markets are looked at together
 
 
 # ---------------------------------------------------------------- the engine as a forecaster
@@ -274,16 +274,16 @@ def replay(
     Every forecaster gets the same random numbers that a live answer would.
     """
     leads_s = FREQUENCIES[history.frequency].leads_s
-    for start_ts in times.tolist():
-        request = usual_request(history, start_ts)
-        known = known_at_prompt(history, start_ts)
-        forecast = engine.answer(request, known, request_rng(seed, request))
-        others = {
-            baseline.name: baseline.paths(request, known, request_rng(seed, request))
-            for baseline in baselines
-        }
-        realised = realised_path(history, request)
-        yield PromptResult.score(forecast, others, realised, competition, leads_s), forecast
+    for prompts in _chunks(history, times):
+        views = engine.views([known for _, known in prompts])
+        for (request, known), view in zip(prompts, views, strict=True):
+            forecast = answer_as_sent(request, view, request_rng(seed, request))
+            others = {
+                baseline.name: baseline.paths(request, known, request_rng(seed, request))
+                for baseline in baselines
+            }
+            realised = realised_path(history, request)
+            yield PromptResult.score(forecast, others, realised, competition, leads_s), forecast
 
 
 def replay_laws(
@@ -294,12 +294,17 @@ def replay_laws(
     times: IntArray,
 ) -> Iterator[PromptResult]:
     """Score the prompts that start at `times`, in time order, without drawing a path."""
-    for begin in range(0, len(times), LAWS_AT_ONCE):
-        prompts = [
-            (usual_request(history, start_ts), known_at_prompt(history, start_ts))
-            for start_ts in times[begin : begin + LAWS_AT_ONCE].tolist()
-        ]
+    for prompts in _chunks(history, times):
         yield from _score_laws(history, engine, baselines, competition, prompts)
+
+
+def _chunks(history: MarketHistory, times: IntArray) -> Iterator[list[Prompt]]:
+    """The usual prompts that start at `times`, as many as are looked at together."""
+    for begin in range(0, len(times), VIEWS_AT_ONCE):
+        yield [
+            (usual_request(history, start_ts), known_at_prompt(history, start_ts))
+            for start_ts in times[begin : begin + VIEWS_AT_ONCE].tolist()
+        ]
 
 
 def _score_laws(

@@ -134,6 +134,8 @@ def block_volatility(prices: FloatArray, steps: int) -> FloatArray:
     blocks = change.shape[1] // steps
     block = change[:, : blocks * steps].reshape(len(prices), blocks, steps)
     known = np.isfinite(block)
+    if steps >= 2 and known.all():
+        return np.asarray(block.std(axis=2, ddof=1), dtype=np.float64)
     count = known.sum(axis=2)
     filled = np.where(known, block, 0.0)
     mean = filled.sum(axis=2) / np.maximum(count, 1)
