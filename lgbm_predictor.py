@@ -170,14 +170,19 @@ def scale_design(
     spec: FrequencySpec, frame: FeatureFrame, bucket: int, linear_log_level: FloatArray
 ) -> Any:
     """Rows of the scale model; (n, features) float32."""
-    lead = np.full(len(frame.shared), np.log(bucket_centres(spec)[bucket]))
-    return np.hstack(
-        [
-            frame.shared,
-            frame.by_bucket[bucket],
-            np.column_stack([lead, linear_log_level]).astype(np.float32),
-        ]
-    )
+    own = np.hstack([frame.shared, frame.by_bucket[bucket]])
+    design = np.empty((len(own), own.shape[1] + len(EXTRA_SCALE_NAMES)), dtype=np.float32)
+    fill_scale_design(design, spec, own, bucket, linear_log_level)
+    return design
+
+
+def fill_scale_design(
+    design: Any, spec: FrequencySpec, own: Any, bucket: int, linear_log_level: FloatArray
+) -> None:
+    """Set rows of the scale model from the features of their lead bucket (n, features)."""
+    design[:, : own.shape[1]] = own
+    design[:, -2] = np.log(bucket_centres(spec)[bucket])
+    design[:, -1] = linear_log_level
 
 
 def centre_design(frame: FeatureFrame, lead_bars: Any) -> Any:

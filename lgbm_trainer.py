@@ -45,6 +45,7 @@ from lgbm_predictor import (
     centre_file,
     centre_names,
     fallback_log_level,
+    fill_scale_design,
     lead_layout,
     scale_design,
     scale_names,
@@ -207,10 +208,10 @@ def _scale_rows(
     labels, offsets = np.empty(len(ends)), np.empty(len(ends))
     end = 0
     for bucket, part in enumerate(blend):
-        frame = market.frame.take(chosen[bucket])
-        begin, end = end, end + len(chosen[bucket])
-        offsets[begin:end] = part.log_level(bucket_design(frame, bucket))
-        design[begin:end] = scale_design(spec, frame, bucket, offsets[begin:end])
+        own = bucket_rows(market.frame, bucket, chosen[bucket])
+        begin, end = end, end + len(own)
+        offsets[begin:end] = part.log_level(own)
+        fill_scale_design(design[begin:end], spec, own, bucket, offsets[begin:end])
         labels[begin:end] = market.targets[bucket, chosen[bucket]]
     now = int(market.frame.end_ts[min(limit, len(market.grid)) - 1])
     return lightgbm.Dataset(
@@ -399,13 +400,13 @@ class _Bars:
     warm_up: ReturnGrid
     priors: tuple[PooledPrior, ...]
 
-    def market(self, train_end: int) -> Market:
-        """All bars, under what could be learned before `train_end`."""
+    def market(self, train_end: int, end: int | None = None) -> Market:
+        """The bars up to `end` (default: all), under what could be learned before `train_end`."""
         moment = int(self.grid.open_ts[train_end - 1]) + self.grid.bar_s
         events, _ = known_events(moment)
         return prepare_market(
             FREQUENCIES[self.history.frequency],
-            self.grid,
+            self.grid.part(0, len(self.grid) if end is None else end),
             self.warm_up,
             asset_spec(self.history.asset).hours,
             train_end,
@@ -450,9 +451,11 @@ def _extent(history: MarketHistory, grid: ReturnGrid) -> str:
 def _judge_all(bars: _Bars, seed: int, progress: Progress) -> list[Judged]:
     """Every fold that has outcomes; a night or weekend of sessions may have none."""
     judged = []
-    for fold in rolling_splits(len(bars.grid), FREQUENCIES[bars.history.frequency].horizon_bars):
+    horizon = FREQUENCIES[bars.history.frequency].horizon_bars
+    for fold in rolling_splits(len(bars.grid), horizon):
+        market = bars.market(fold.train_end, min(fold.end + horizon, len(bars.grid)))
         with suppress(_NoOutcomes):
-            judged.append(_judge_fold(bars.market(fold.train_end), fold, seed, progress))
+            judged.append(_judge_fold(market, fold, seed, progress))
     if not judged:
         raise _NoOutcomes
     return judged

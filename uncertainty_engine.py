@@ -59,8 +59,8 @@ class LogLinearScale:
     slope: FloatArray
     intercept: float
 
-    def log_level(self, x: FloatArray) -> FloatArray:
-        """Log of the expected mean |z|; `x` (n, features) to (n,).
+    def log_level(self, x: Any) -> FloatArray:
+        """Log of the expected mean |z|; `x` (n, features), float64 or float32, to (n,).
 
         Summed row by row, so a row's bytes do not depend on its neighbours.
         """
@@ -166,6 +166,7 @@ def _standardised(
 ) -> Any:
     """A column of ones, then the clipped features, 0 if not fitted; (n, 1 + features) float32."""
     standard = np.empty((len(x), 1 + len(centre)), dtype=np.float32)
+    centre, spread = centre.astype(x.dtype), spread.astype(x.dtype)
     for rows in _blocks(len(x)):
         part = x[rows] - centre
         part /= spread
