@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+import uncertainty_engine
 from config import DAY_S, FREQUENCIES, Frequency, FrequencySpec, MarketHours
 from features import Standardiser, feature_names
 from path_simulator import correlate_steps
@@ -62,6 +63,23 @@ def test_the_blend_recovers_planted_slopes():
     error = 0.5 / np.sqrt(effective_rows(weight)) / x.std(axis=0)
     assert np.all(np.abs(found - slope) < 4 * error + 1e-3 * np.abs(slope))
     assert np.abs(fit.log_level(x) - log_mean).mean() < 0.01
+
+
+def test_beginning_with_some_of_many_rows_changes_the_way_and_not_the_optimum(monkeypatch):
+    x, y, weight, *_ = planted_rows(2)
+    monkeypatch.setattr(uncertainty_engine, "ROUGH_ROWS", len(x))
+    with_all = fit_log_linear(x, y, weight, ridge=0.01)
+    monkeypatch.setattr(uncertainty_engine, "ROUGH_ROWS", 500)
+    with_some = fit_log_linear(x, y, weight, ridge=0.01)
+    np.testing.assert_allclose(with_some.slope, with_all.slope, atol=1e-6)
+    assert with_some.intercept == pytest.approx(with_all.intercept, abs=1e-6)
+
+
+def test_features_may_be_kept_in_half_the_bytes():
+    x, y, weight, *_ = planted_rows(3)
+    whole = fit_log_linear(x, y, weight, ridge=0.01)
+    half = fit_log_linear(x.astype(np.float32), y, weight, ridge=0.01)
+    np.testing.assert_allclose(half.log_level(x), whole.log_level(x), atol=2e-4)
 
 
 def slow_penalised_fit(x, y, weight, ridge: float):
