@@ -82,14 +82,23 @@ def _power_of(prices: FloatArray) -> FloatArray | np.float64:
 
     Prices of one answer nearly always share a magnitude; then one number does.
     """
+    lowest, *higher = _magnitudes(prices)
+    if not higher:
+        power: np.float64 = _POWERS[lowest]
+        return power
+    powers = np.full(prices.shape, _POWERS[lowest])
+    for magnitude in higher:
+        np.copyto(powers, _POWERS[magnitude], where=prices >= _EDGES[magnitude])
+    return powers
+
+
+def _magnitudes(prices: FloatArray) -> range:
+    """The places in _EDGES of the prices, from the lowest to the highest."""
     low, high = prices.min(), prices.max()  # NaN passes through both
     if not (low >= SMALLEST_PRICE and high < PRICE_LIMIT):
         _refuse_unprintable(prices, ~((prices >= SMALLEST_PRICE) & (prices < PRICE_LIMIT)))
-    first, last = np.searchsorted(_EDGES, (low, high), side="right") - 1
-    if first == last:
-        power: np.float64 = _POWERS[first]
-        return power
-    return _POWERS[np.searchsorted(_EDGES, prices, side="right") - 1]
+    first, last = np.searchsorted(_EDGES, (low, high), side="right")
+    return range(int(first) - 1, int(last))
 
 
 def _refuse_unprintable(prices: FloatArray, bad: npt.NDArray[np.bool_]) -> None:
@@ -220,15 +229,15 @@ def encode_prompt_json(forecast: Forecast) -> bytes:
 def _rows_json(prices: FloatArray) -> bytes | memoryview:
     """Rounded prices (rows, points) as a JSON array of arrays, from after its first bracket.
 
-    Prices of one magnitude have eight digits, those below 1 aside. They are written as
-    whole numbers, which takes a sixth of the time, and get their points after; zeros at
-    the end stay. The numbers are the same to the bit.
+    From 1 on, prices have eight digits. They are written as whole numbers, which takes
+    a sixth of the time, and get their points after; zeros at the end stay. The numbers
+    are the same to the bit.
     """
-    power = _power_of(prices)
-    digits = np.rint(prices * power)
-    if np.ndim(power) or digits.min() < 1e7 or digits.max() >= 1e8:
+    digits = np.rint(prices * _power_of(prices))
+    if digits.min() < 1e7 or digits.max() >= 1e8:
         return orjson.dumps(prices, option=orjson.OPT_SERIALIZE_NUMPY)[1:]
-    before_point = SIGNIFICANT_DIGITS - round(math.log10(power))
+    lowest, *higher = _magnitudes(prices)
+    point = SIGNIFICANT_DIGITS - round(math.log10(_POWERS[lowest]))
     numbers = orjson.dumps(digits.astype(np.int32), option=orjson.OPT_SERIALIZE_NUMPY)
     # A row is "[", then digits and a comma or bracket for every price, then one more of these.
     width = SIGNIFICANT_DIGITS + 1
@@ -236,9 +245,13 @@ def _rows_json(prices: FloatArray) -> bytes | memoryview:
     written = np.frombuffer(numbers, np.uint8)[1:].reshape(rows, 1 + width * points + 1)
     text = np.full((rows, 1 + (width + 1) * points + 1), ord("."), np.uint8)
     text[:, 0], text[:, -1] = written[:, 0], written[:, -1]
-    for place in range(width):
-        moved = place + (place >= before_point)
-        text[:, 1 + moved : -1 : width + 1] = written[:, 1 + place : -1 : width]
+    columns = [text[:, 1 + place : -1 : width + 1] for place in range(width + 1)]
+    for place, column in enumerate(columns[:point] + columns[point + 1 :]):
+        column[:] = written[:, 1 + place : -1 : width]
+    for place, magnitude in enumerate(higher, start=point):
+        above = prices >= _EDGES[magnitude]
+        np.copyto(columns[place], columns[place + 1], where=above)
+        np.copyto(columns[place + 1], ord("."), where=above)
     return text.reshape(-1).data
 
 
