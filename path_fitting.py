@@ -8,7 +8,7 @@ starting values stay.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final
 
 import numpy as np
@@ -98,9 +98,15 @@ def _score(
     shape: PathShape,
     rng: np.random.Generator,
 ) -> float:
-    times = np.unique(np.concatenate(([prompt.anchor_ts], prompt.point_ts)))
-    scale = step_scales(spec, prompt.standardiser, prompt.log_levels, times)
+    times, scale = _steps(spec, prompt)
     moves = draw_moves(rng, spec, scale, times, prompt.point_ts, shape, n_paths=SEARCH_PATHS)
     paths = prompt.anchor_price * np.exp(moves / 1e4)
     increment_s = int(prompt.point_ts[1] - prompt.point_ts[0])
     return score_paths(paths, prompt.realised, competition, increment_s=increment_s).total
+
+
+@lru_cache(maxsize=128)
+def _steps(spec: FrequencySpec, prompt: PastPrompt) -> tuple[IntArray, FloatArray]:
+    """Ends of a prompt's steps (n + 1,) and their scale (n,): the same for every shape."""
+    times = np.unique(np.concatenate(([prompt.anchor_ts], prompt.point_ts)))
+    return times, step_scales(spec, prompt.standardiser, prompt.log_levels, times)
