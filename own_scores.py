@@ -8,8 +8,7 @@ sketch leaves out, it leaves out on both sides.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, TypeAlias
 
 import numpy as np
@@ -37,6 +36,7 @@ CAP_DAYS: Final = 60.0  # of bars that the yardstick learns its cap from
 
 SUMMARY_DAYS: Final = 10.0  # the longest window that the network scores over
 SUMMARY_S: Final = 300.0  # between two summaries
+COURSE_S: Final = 900  # of prompts that are one point of the course
 
 Pair: TypeAlias = tuple[str, Frequency]
 
@@ -57,7 +57,8 @@ class OwnScore:
     ewma_t: float  # the yardstick's mean on the same prompts
     covered: float  # share of outcomes inside the central 80 %, over all that is scored
     covered_by_interval: dict[str, float]  # NaN where nothing was known
-    course: tuple[tuple[int, float, float], ...]  # start, score, ewma_t; in time order
+    # By quarter of an hour, in time order: its start, and the sums of score and ewma_t.
+    course: tuple[tuple[int, float, float], ...]
 
     @property
     def ratio(self) -> float:
@@ -171,29 +172,44 @@ def _scores(
 
 def summarise(ledger: Ledger, now: float, days: float) -> dict[Pair, OwnScore]:
     """What the scored answers to prompts of the last `days` say, by asset and frequency."""
-    found = sorted(ledger.scored(now - days * DAY_S), key=_pair_of)
-    return {pair: _summary(list(answers)) for pair, answers in groupby(found, key=_pair_of)}
+    sums: dict[Pair, _Sums] = {}
+    for answer in ledger.scored(now - days * DAY_S):
+        pair = answer.asset, Frequency(answer.frequency)
+        sums.setdefault(pair, _Sums()).add(answer)
+    return {pair: sums[pair].summary() for pair in sorted(sums)}
 
 
-def _pair_of(answer: ScoredAnswer) -> Pair:
-    return answer.asset, Frequency(answer.frequency)
+@dataclass(slots=True, eq=False)
+class _Sums:
+    """Running sums over the answers of one pair; no answer is kept."""
 
+    answers: int = 0
+    inside: Counter[str] = field(default_factory=Counter)
+    known: Counter[str] = field(default_factory=Counter)
+    course: dict[int, tuple[float, float]] = field(default_factory=dict)
 
-def _summary(answers: Sequence[ScoredAnswer]) -> OwnScore:
-    inside: Counter[str] = Counter()
-    known: Counter[str] = Counter()
-    for answer in answers:
+    def add(self, answer: ScoredAnswer) -> None:
+        """Count one answer in."""
+        self.answers += 1
         for name, (covered, of) in answer.covered.items():
-            inside[name] += covered
-            known[name] += of
-    return OwnScore(
-        answers=len(answers),
-        score=float(np.mean([answer.score for answer in answers])),
-        ewma_t=float(np.mean([answer.ewma_t for answer in answers])),
-        covered=_share(inside.total(), known.total()),
-        covered_by_interval={name: _share(inside[name], known[name]) for name in known},
-        course=tuple((answer.start_ts, answer.score, answer.ewma_t) for answer in answers),
-    )
+            self.inside[name] += covered
+            self.known[name] += of
+        at = answer.start_ts // COURSE_S * COURSE_S
+        score, ewma_t = self.course.get(at, (0.0, 0.0))
+        self.course[at] = score + answer.score, ewma_t + answer.ewma_t
+
+    def summary(self) -> OwnScore:
+        """What they come to."""
+        return OwnScore(
+            answers=self.answers,
+            score=sum(score for score, _ in self.course.values()) / self.answers,
+            ewma_t=sum(ewma_t for _, ewma_t in self.course.values()) / self.answers,
+            covered=_share(self.inside.total(), self.known.total()),
+            covered_by_interval={
+                name: _share(self.inside[name], self.known[name]) for name in self.known
+            },
+            course=tuple((at, *self.course[at]) for at in sorted(self.course)),
+        )
 
 
 def _share(part: int, whole: int) -> float:

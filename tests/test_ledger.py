@@ -85,11 +85,11 @@ def test_an_answer_waits_for_its_outcome_and_then_holds_its_scores(book):
     assert waiting.sketch.score(realised, HOUR).card.total > 0
     book.save_scores([(waiting, score(), 510.0)], now=START + 4000)
     assert book.pending("BTC", "hf", START + DAY_S, limit=9) == []
-    (scored,) = book.scored(START)
+    (scored,) = list(book.scored(START))
     assert (scored.asset, scored.frequency, scored.rung) == ("BTC", "hf", "lightgbm")
     assert (scored.score, scored.ewma_t) == (500.0, 510.0)
     assert scored.covered == {"1min": (48, 60)}
-    assert book.scored(START + 1) == []
+    assert list(book.scored(START + 1)) == []
 
 
 def test_what_is_kept_survives_a_restart(path):
@@ -133,7 +133,7 @@ def test_an_answer_given_up_is_neither_pending_nor_scored(book):
     book.flush()
     book.give_up(book.pending("BTC", "hf", START + DAY_S, limit=9), now=START + DAY_S)
     assert book.pending("BTC", "hf", START + DAY_S, limit=9) == []
-    assert book.scored(0) == []
+    assert list(book.scored(0)) == []
 
 
 def test_old_records_are_pruned(book):
@@ -255,7 +255,7 @@ def test_a_place_that_cannot_be_written_costs_records_and_is_said_once(tmp_path,
             book.flush()
         assert book.prompts(since=0) == []
         assert book.pending("BTC", "hf", START + DAY_S, limit=9) == []
-        assert book.scored(0) == []
+        assert list(book.scored(0)) == []
         assert book.lost == 3
         book.prune(START)
     assert len(caplog.records) == 1
@@ -330,7 +330,7 @@ def test_scores_that_rotted_are_left_out_and_the_rest_is_read(path, sound, rotte
     content = path.read_bytes()
     path.write_bytes(content.replace(sound, rotten[: len(sound)], 1))
     with Ledger(path) as book:
-        assert len(book.scored(START)) == 1
+        assert len(list(book.scored(START))) == 1
         assert len(book.prompts(0)) == 2
     assert "left out" in caplog.text
 

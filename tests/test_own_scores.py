@@ -107,7 +107,7 @@ def test_an_answer_gets_the_validators_score_and_so_does_the_yardstick(
     history = histories[pair]
     request, paths = answered(book, history, start_of(history, hours))
     assert score_matured(book, histories, history.price_bars.end_ts + 200, PROFILE, seed=7) == 1
-    (found,) = book.scored(0)
+    (found,) = list(book.scored(0))
     competition = competition_like(PROFILE, *pair)
     realised = realised_path(history, request)
     exact = score_paths(paths, realised, competition, increment_s=request.increment_s)
@@ -157,7 +157,7 @@ def test_what_comes_later_changes_no_score(book, histories, tmp_path):
     with Ledger(tmp_path / "other.sqlite3") as other:
         answered(other, history, start)
         score_matured(other, Histories(later), start + 4000, PROFILE)
-        (one,), (two,) = book.scored(0), other.scored(0)
+        (one,), (two,) = list(book.scored(0)), list(other.scored(0))
     assert one.score == two.score
     # The cap is learned from more bars; it binds once in two thousand returns.
     assert one.ewma_t == pytest.approx(two.ewma_t, rel=1e-2)
@@ -172,7 +172,7 @@ def test_an_asset_without_bars_holds_up_no_other(book, histories, monkeypatch):
     now = bitcoin.price_bars.end_ts + 200
     silent = histories.until(gold.price_bars.end_ts - DAY_S, ("XAU", Frequency.LF))
     assert score_matured(book, silent, now, PROFILE) == 1
-    assert [found.asset for found in book.scored(0)] == ["BTC"]
+    assert [found.asset for found in list(book.scored(0))] == ["BTC"]
 
 
 def test_an_answer_whose_outcome_never_became_known_is_given_up(book, histories):
@@ -197,7 +197,7 @@ def test_an_outcome_with_a_gap_is_scored_by_what_is_known(book, histories):
     holed = replace(bars, **{name: getattr(bars, name)[keep] for name in columns})
     gappy = Histories({("BTC", Frequency.HF): replace(history, price_bars=holed)})
     assert score_matured(book, gappy, bars.end_ts + 200, PROFILE) == 1
-    (found,) = book.scored(0)
+    (found,) = list(book.scored(0))
     assert found.covered["1min"][1] == 60 - 11
 
 
@@ -235,7 +235,8 @@ def test_the_summary_holds_ratio_and_coverage_of_the_last_days(book, histories):
     assert pair == ("BTC", Frequency.HF)
     own = found[pair]
     assert own.answers == 2
-    assert [start for start, _, _ in own.course] == starts[1:]
+    assert [at for at, _, _ in own.course] == [start // 900 * 900 for start in starts[1:]]
+    assert sum(score for _, score, _ in own.course) == pytest.approx(2 * own.score)
     assert own.ratio == pytest.approx(own.score / own.ewma_t)
     assert own.ratio > 1.1  # twice too wide
     assert own.covered > 0.85

@@ -278,7 +278,7 @@ def test_a_torn_or_rotten_ledger_never_raises_and_takes_new_records(tmp_path, so
             ended_by = victims.START + 9 * DAY_S
             for asset, frequency in book.pending_pairs(ended_by):
                 book.pending(asset, frequency, ended_by, 100)
-            book.scored(0)
+            list(book.scored(0))
             book.prompts(0)
             book.prune(ended_by)
             for later in (100, 101):
