@@ -276,11 +276,11 @@ def mean_size(sums: WindowSums, begin: IntArray, end: IntArray, default: float) 
 
     Windows are cut at the edges of the data.
     """
-    last = len(sums.size) - 1
-    begin, end = np.clip(begin, 0, last), np.clip(end, 0, last)
-    count = sums.count[end] - sums.count[begin]
-    total = (sums.size[end] - sums.size[begin]) * QUANTUM
-    return np.where(count > 0, total / np.maximum(count, 1), default)
+    count, total = (
+        totals.take(end, mode="clip") - totals.take(begin, mode="clip")
+        for totals in (sums.count, sums.size)
+    )
+    return np.where(count > 0, total * QUANTUM / np.maximum(count, 1), default)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -82,7 +82,7 @@ def _leads(settings: Settings, asset: str) -> list[Row]:
             np.array([max(rows) / min(rows)]),
             what="its rows",
             against="fewest of all",
-            reach=1.001,  # leads of the last horizon have no outcome yet
+            reach=1.01,  # leads of the last horizon have no outcome yet
             at_least=False,
             detail=_listed(rows),
         ),

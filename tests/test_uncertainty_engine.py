@@ -71,8 +71,8 @@ def test_beginning_with_some_of_many_rows_changes_the_way_and_not_the_optimum(mo
     with_all = fit_log_linear(x, y, weight, ridge=0.01)
     monkeypatch.setattr(uncertainty_engine, "ROUGH_ROWS", 500)
     with_some = fit_log_linear(x, y, weight, ridge=0.01)
-    np.testing.assert_allclose(with_some.slope, with_all.slope, atol=1e-6)
-    assert with_some.intercept == pytest.approx(with_all.intercept, abs=1e-6)
+    np.testing.assert_allclose(with_some.slope, with_all.slope, atol=1e-5)
+    assert with_some.intercept == pytest.approx(with_all.intercept, abs=1e-5)
 
 
 def test_features_may_be_kept_in_half_the_bytes():
