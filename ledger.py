@@ -336,6 +336,8 @@ class Ledger:
                     )
                 else:
                     self._set_aside(str(error))
+            except UnicodeDecodeError as error:  # a column's name rotted
+                self._set_aside(str(error))
         return otherwise
 
     def _is_of_the_disk(self, error: sqlite3.DatabaseError) -> bool:

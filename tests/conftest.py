@@ -1,5 +1,6 @@
 """What all tests share: a clean environment, seeded properties, real bars."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, settings
 import lgbm_trainer
 import path_fitting
 from config import BINANCE_HOST_VARIABLE, DAY_S, ENVIRONMENT_PREFIX, Frequency, protocol_profile
+from console import _ConsoleHandler
 from data_fetcher import ArchiveSource, SimulatedSource
 from domain import Bars
 from lgbm_trainer import TrainingResult
@@ -56,6 +58,17 @@ def _clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         monkeypatch.delenv(name)
     monkeypatch.delenv(BINANCE_HOST_VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _logging_stays_as_it_was() -> Iterator[None]:
+    """A script that was run in the process sends no later test's lines to stderr."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
+    for handler in [entry for entry in root.handlers if isinstance(entry, _ConsoleHandler)]:
+        root.removeHandler(handler)
 
 
 # ---------------------------------------------------------------- a small trained market

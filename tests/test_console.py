@@ -48,15 +48,6 @@ def run(body, **options):
     return subprocess.run(script(body), capture_output=True, text=True, check=False, **options)
 
 
-@pytest.fixture(autouse=True)
-def _logging_stays_as_it_was():
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
 # ---------------------------------------------------------------- arguments
 
 

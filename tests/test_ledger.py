@@ -349,3 +349,19 @@ def test_a_header_that_rotted_is_set_aside_and_the_ledger_goes_on(path, byte):
             book.flush()
         assert book.prompts(0)
     assert len(list(path.parent.glob("*.damaged-*[0-9]Z"))) == 1
+
+
+def test_a_column_whose_name_rotted_is_set_aside_and_the_ledger_goes_on(path):
+    with Ledger(path) as book:
+        book.keep(prompt())
+        book.flush()
+    content = path.read_bytes()
+    assert b"reason TEXT" in content
+    path.write_bytes(content.replace(b"reason TEXT", b"\xa0eason TEXT"))
+    with Ledger(path) as book:
+        assert book.prompts(0) == []
+        for start in (START, START + 60):
+            book.keep(prompt(start))
+            book.flush()
+        assert book.prompts(0)
+    assert len(list(path.parent.glob("*.damaged-*[0-9]Z"))) == 1

@@ -147,6 +147,8 @@ def mutilated(raw, rng):
     """A request after a few faults of the wire or of a mind."""
     data = bytearray(raw)
     for _ in range(rng.randint(1, 6)):
+        if not data:  # all was cut out
+            break
         at = rng.randrange(len(data))
         piece = bytes(data[at : at + rng.randint(1, 80)])
         kind = rng.randrange(6)
