@@ -26,7 +26,7 @@ MONTHS: Final = (1, 3, 6, 12)
 APPENDS: Final = 400  # minutes appended to each store, in turn
 TURN: Final = 20  # of them at a time
 TRAINING_REACH: Final = 1.1  # of proportional growth, from three months to twelve
-APPEND_REACH: Final = 1.2
+APPEND_REACH: Final = 1.25
 
 
 def main() -> int:

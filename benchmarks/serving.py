@@ -3,8 +3,8 @@
     python -m benchmarks.serving --source simulated --model-dir models
 
 The real `miner.py` runs against simulated venues on loopback, with 62 days of bars of
-every asset on the disk. The models of the one asset that was trained stand in for
-those of all: they take as long to load and to run. The start is timed by the wall
+every asset and the states of a life before on the disk. The models of the one asset that
+was trained stand in for those of all: they take as long to load and to run. The start is timed by the wall
 clock, as validators feel it; upkeep in CPU seconds of the process, nobody asking.
 """
 
@@ -134,6 +134,9 @@ def _write_settings(site: Path, clock: RehearsalClock, urls: Mapping[str, str]) 
 
 
 def _measure(config: Path, clock: RehearsalClock, site: Path) -> list[Row]:
+    with _life(config, site) as miner:  # leaves the states that a restart finds
+        _first_answer_s(miner, clock)
+        _wait_for_all(miner)
     starts, cpu = [], []
     for _ in range(STARTS):
         with _life(config, site) as miner:
@@ -141,12 +144,14 @@ def _measure(config: Path, clock: RehearsalClock, site: Path) -> list[Row]:
             cpu.append(_cpu_s(miner.pid))
     with _life(config, site) as miner:
         _first_answer_s(miner, clock)
+        first_mb = _peak_mb(miner.pid)
         _wait_for_all(miner)
         for pair in _pairs():
             _ask(miner, pair, clock)
+        asked_mb = _peak_mb(miner.pid)
         time.sleep(SETTLE_S)
         upkeep = [_upkeep_s(miner) for _ in range(UPKEEP_MINUTES)]
-        peak_mb = _peak_mb(miner.pid)
+        later_mb = _peak_mb(miner.pid)
     return [
         _row(
             "start, all assets",
@@ -155,7 +160,13 @@ def _measure(config: Path, clock: RehearsalClock, site: Path) -> list[Row]:
             START_REACH_S,
             detail=f"{np.median(cpu):.2f} CPU s",
         ),
-        _row("memory, all assets", "MB at most", [peak_mb], MEMORY_REACH_MB),
+        _row(
+            "memory, all assets asked",
+            "MB at most",
+            [asked_mb],
+            MEMORY_REACH_MB,
+            detail=f"{first_mb:.0f} at the first answer, {later_mb:.0f} after minutes of upkeep",
+        ),
         _row("upkeep, all assets", "CPU s a minute", upkeep, UPKEEP_REACH_S),
     ]
 
