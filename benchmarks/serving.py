@@ -4,8 +4,9 @@
 
 The real `miner.py` runs against simulated venues on loopback, with 62 days of bars of
 every asset and the states of a life before on the disk. The models of the one asset that
-was trained stand in for those of all: they take as long to load and to run. The start is timed by the wall
-clock, as validators feel it; upkeep in CPU seconds of the process, nobody asking.
+was trained stand in for those of all: they take as long to load and to run. The start is
+timed by the wall clock, as validators feel it; upkeep in CPU seconds of the process,
+nobody asking.
 """
 
 import json
