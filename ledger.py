@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from answer_sketch import AnswerSketch, SketchScore
-from config import DAY_S, Competition
+from config import DAY_S, Competition, Frequency
 from domain import FloatArray, ForecastRequest
-from errors import DataError
+from errors import DataError, RequestError
 
 LEDGER_FILE: Final = "ledger.sqlite3"  # in the state folder
 SCHEMA: Final = 1
@@ -277,7 +277,11 @@ class Ledger:
 
     def pending_pairs(self, ended_by: float) -> list[tuple[str, str]]:
         """Assets and frequencies with unscored answers whose horizon ended by then, sorted."""
-        return [(row["asset"], row["frequency"]) for row in self._select(_PAIRS, (ended_by,))]
+        return [
+            (row["asset"], row["frequency"])
+            for row in self._select(_PAIRS, (ended_by,))
+            if row["frequency"] in set(Frequency)  # a letter may have rotted
+        ]
 
     def pending(
         self, asset: str, frequency: str, ended_by: float, limit: int
@@ -524,14 +528,19 @@ def _answer_row(prompt: PromptEntry, answer: AnswerEntry) -> tuple[object, ...]:
 
 
 def _pending_answer(row: sqlite3.Row) -> PendingAnswer:
-    """Raises: DataError if the sketch cannot be read."""
-    request = ForecastRequest(
-        asset=row["asset"],
-        start_ts=row["start_ts"],
-        increment_s=row["increment_s"],
-        length_s=row["length_s"],
-        num_paths=row["num_paths"],
-    )
+    """Raises: DataError if request or sketch cannot be read."""
+    try:
+        request = ForecastRequest(
+            asset=row["asset"],
+            start_ts=row["start_ts"],
+            increment_s=row["increment_s"],
+            length_s=row["length_s"],
+            num_paths=row["num_paths"],
+        )
+    except (TypeError, RequestError):  # a number that rotted has another type
+        raise DataError(
+            f"the request in row {row['id']} of the ledger cannot be read; it is given up."
+        ) from None
     sketch = AnswerSketch.from_bytes(row["sketch"])
     return PendingAnswer(id=row["id"], frequency=row["frequency"], request=request, sketch=sketch)
 
@@ -542,8 +551,8 @@ def _scored_answer(row: sqlite3.Row) -> ScoredAnswer:
         covered = json.loads(row["covered"])
         return ScoredAnswer(
             asset=row["asset"],
-            frequency=row["frequency"],
-            start_ts=row["start_ts"],
+            frequency=Frequency(row["frequency"]).value,
+            start_ts=int(row["start_ts"]),
             rung=row["rung"],
             score=float(row["score"]),
             ewma_t=float(row["ewma_t"]),

@@ -3,6 +3,7 @@
 import logging
 import sqlite3
 import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -365,3 +366,19 @@ def test_a_column_whose_name_rotted_is_set_aside_and_the_ledger_goes_on(path):
             book.flush()
         assert book.prompts(0)
     assert len(list(path.parent.glob("*.damaged-*[0-9]Z"))) == 1
+
+
+@pytest.mark.parametrize("column", ["start_ts", "increment_s", "frequency"])
+def test_an_answer_whose_request_rotted_is_given_up_and_the_rest_is_read(path, column):
+    with Ledger(path) as book:
+        for start in (START, START + 60):
+            book.keep(prompt(start), answer())
+        book.flush()
+        with closing(sqlite3.connect(path)) as opened:
+            rot = f"UPDATE answers SET {column} = x'a0' WHERE id = 1"  # noqa: S608  # our names
+            opened.execute(rot)
+            opened.commit()
+        ended_by = START + DAY_S
+        (pair,) = book.pending_pairs(ended_by)
+        found = [entry for _ in range(2) for entry in book.pending(*pair, ended_by, limit=9)]
+    assert {entry.request.start_ts for entry in found} == {START + 60}
