@@ -3,8 +3,8 @@
 glibc raises its threshold for blocks of their own with every large block that is
 freed, and gives every thread a heap. Arrays of megabytes then lie scattered in many
 heaps, which never shrink. With the threshold held still they are given back when they
-are freed: with all assets at most 359 instead of 385 MB, and no growth after. A
-lower threshold would have every answer fault its pages in anew, at twice its time.
+are freed. A lower threshold would have every answer fault its pages in anew, at twice
+its time.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 
-BLOCK_BYTES: Final = 4 * 1024 * 1024  # the arrays of an answer are smaller, and used again
+BLOCK_BYTES: Final = 5 * 512 * 1024  # the arrays of an answer are smaller, and used again
 HEAPS: Final = 2
 
 

@@ -25,7 +25,7 @@ FLAT_MB_PER_MARKET_HOUR: Final = 0.5
 FLAT_MB_PER_HOUR: Final = 1.0
 STEADY: Final = 3  # handles or threads that may come and go
 LEDGER_LIMIT_MB: Final = 2000.0  # when it holds all the days that it keeps
-LEDGER_DAYS: Final = 0.05  # its growth in less says little
+LEDGER_DAYS: Final = 1.5  # in less it still fills with sketches of a day that has not passed
 STOP_LIMIT_S: Final = 10.0
 SCORED_SHARE: Final = 0.95  # of answers whose outcome is long known
 
@@ -113,7 +113,8 @@ def judge_trainings(
     mine = sorted((entry for entry in published if entry.pair == pair), key=lambda p: p.seen_ts)
     interval_s = interval_days * DAY_S
     allowance_s = TRAINING_ALLOWANCE_S * pairs * speed
-    until = [entry.trained_until for entry in mine]
+    # Of a market that was closed at the start there were no newer bars to learn from.
+    until = [max(entry.trained_until, start) for entry in mine]
     replaced = [entry.seen_ts for entry in mine[1:]] + [end] * bool(mine)
     oldest = max((late - early for late, early in zip(replaced, until, strict=True)), default=0.0)
     first_after = mine[0].seen_ts - start if mine else end - start

@@ -23,7 +23,7 @@ for megabytes in range(1, 31):
     np.ones(megabytes << 17)
 kept = []
 for _ in range(40):
-    large = np.ones(6 << 17)
+    large = np.ones(3 << 17)
     kept.append((large, bytes(5000)))
 small = [pin for _, pin in kept]
 del kept, large
