@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from allocator import give_memory_back
+from allocator import give_memory_back, trim
 from answer_desk import AnswerDesk
 from clock import Clock, market_speed, open_clock
 from config import DAY_S, Frequency, Settings, protocol_profile
@@ -62,6 +62,7 @@ QUOTES_S: Final = 30
 BACKFILL_S: Final = 3600
 REVIEW_S: Final = 1800
 PRUNE_S: Final = 3600
+TRIM_S: Final = 60
 # At the start the first answer comes first; what is asked for is taken up without these.
 REFRESH_AFTER_S: Final = 2
 BACKFILL_AFTER_S: Final = 5
@@ -194,6 +195,7 @@ def duties(miner: Miner, settings: Settings, retrainer: Retrainer) -> list[Duty]
             after_s=LATER_S,
         ),
         Duty("prune", lambda: miner.ledger.prune(miner.now()), every(PRUNE_S), after_s=LATER_S),
+        Duty("trim", trim, every(TRIM_S), after_s=TRIM_S),
         Duty(
             "review", lambda: review_sets(miner.engine, settings), every(REVIEW_S), after_s=REVIEW_S
         ),

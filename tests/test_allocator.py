@@ -1,5 +1,6 @@
 """The C library's memory: what is freed goes back."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -42,3 +43,32 @@ def test_freed_arrays_leave_the_process():
         return int(done.stdout)
 
     assert resident_mb("held") < resident_mb("as it comes") - 60
+
+
+# Blocks below the threshold, each beside a small one that stays: no end of a heap is free.
+HOLES = """
+from pathlib import Path
+import numpy as np
+from allocator import trim
+
+kept = [(np.ones(1 << 15), bytes(5000)) for _ in range(400)]
+small = [pin for _, pin in kept]
+del kept
+
+def resident_mb():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20
+
+before = resident_mb()
+assert trim()
+print(before - resident_mb())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_holes_between_blocks_in_use_are_given_back():
+    thresholds = {"MALLOC_MMAP_THRESHOLD_": str(2**21), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+    done = subprocess.run(
+        [sys.executable, "-c", HOLES], cwd=ROOT, check=True, capture_output=True, text=True,
+        env={**os.environ, **thresholds},
+    )  # fmt: skip
+    assert int(done.stdout) > 60
