@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -43,22 +43,48 @@ path_fitting.VARIATIONS = lgbm_trainer.VARIATIONS = path_fitting.VARIATIONS[:2]
 """
 
 
+RESTART_S = 20  # in which a dead worker is usually back
+
+
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """A scheduler and two workers, all of them processes; dead workers are started again."""
+def clusters(tmp_path_factory):
+    """Schedulers and two workers each, all of them processes; the last one is in use."""
     folder = tmp_path_factory.mktemp("cluster")
     preload = folder / "quick.py"
     preload.write_text(QUICK)
     options = {"preload": str(preload), "local_directory": str(folder)}
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, **QUIET, **options
-    ) as running:
-        yield running
+    with ExitStack() as opened:
+
+        def start():
+            return opened.enter_context(
+                distributed.LocalCluster(
+                    n_workers=2, threads_per_worker=1, processes=True, **QUIET, **options
+                )
+            )
+
+        running = [start()]
+
+        def whole():
+            """Dead workers are started again, but not after so many deaths in a row."""
+            with distributed.Client(running[-1].scheduler_address, set_as_default=False) as client:
+                try:
+                    client.wait_for_workers(2, timeout=RESTART_S)
+                except TimeoutError:
+                    running.append(start())
+            return running[-1]
+
+        yield whole
+
+
+@pytest.fixture
+def cluster(clusters):
+    """One with both workers there, whatever the test before did to them."""
+    return clusters()
 
 
 @pytest.fixture
 def two_workers(cluster):
-    """The cluster with both workers there, whatever the test before did to them."""
+    """A client of the cluster."""
     with distributed.Client(cluster.scheduler_address, set_as_default=False) as client:
         client.wait_for_workers(2, timeout=PATIENCE_S)
         yield client
@@ -104,7 +130,7 @@ def mixed(request, tmp_path_factory):
     few = [cluster_tasks.shared_numbers(folder, n) for n in (3, 4)]
     scheduler = None
     if request.param == "cluster":
-        scheduler = request.getfixturevalue("cluster").scheduler_address
+        scheduler = request.getfixturevalue("clusters")().scheduler_address
     work = [
         *((cluster_tasks.add_up, numbers, extra) for extra in range(4)),
         (cluster_tasks.die_once, folder / "dead", -1),
