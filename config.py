@@ -55,7 +55,6 @@ class FrequencySpec:
     recency_half_life_days: float  # of sample weights in the LightGBM models
     blend_half_life_days: float  # of sample weights in the log-linear blend
     pool_days: float  # of own bars with which the blend leans on the pool no more than usual
-    retrain_interval_days: float
     prompt_increment_s: int
     prompt_length_s: int
     # Sums of steps that are matched to their quantiles: in blocks, cycle by cycle, and
@@ -88,7 +87,6 @@ FREQUENCIES: Final[Mapping[Frequency, FrequencySpec]] = MappingProxyType(
             recency_half_life_days=HF_RECENCY_HALF_LIFE_DAYS,
             blend_half_life_days=90,
             pool_days=175,
-            retrain_interval_days=HF_RETRAIN_INTERVAL_DAYS,
             prompt_increment_s=60,
             prompt_length_s=3600,
             matched_blocks_s=((300, 900, 1800), (60, 120, 300, 900, 1800)),
@@ -106,7 +104,6 @@ FREQUENCIES: Final[Mapping[Frequency, FrequencySpec]] = MappingProxyType(
             recency_half_life_days=LF_RECENCY_HALF_LIFE_DAYS,
             blend_half_life_days=90,
             pool_days=345,
-            retrain_interval_days=LF_RETRAIN_INTERVAL_DAYS,
             prompt_increment_s=300,
             prompt_length_s=86_400,
             matched_blocks_s=((1800, 10_800), (300, 1800, 10_800)),

@@ -340,12 +340,8 @@ class ForecastEngine:
 
     def _take_up_bars(self, source: GrowingSource, asset: str, frequency: Frequency) -> None:
         """A market appears with its first bar, and follows its bars from then on."""
-        market = self._markets.get((asset, frequency))
-        if market is None:
-            self._market(asset, frequency)
-            return
-        history = source.recent(asset, frequency)
-        if history is not None:
+        market, history = self._market(asset, frequency), source.recent(asset, frequency)
+        if market is not None and history is not None:
             _follow(market, history)
 
     def _market(self, asset: str, frequency: Frequency) -> _Market | None:

@@ -331,7 +331,7 @@ class Ledger:
                 connection = self._connected()
                 with connection:
                     return work(connection)
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # a rotten name
                 if self._is_of_the_disk(error):
                     self._disconnect()
                     self._complain(
@@ -340,11 +340,9 @@ class Ledger:
                     )
                 else:
                     self._set_aside(str(error))
-            except UnicodeDecodeError as error:  # a column's name rotted
-                self._set_aside(str(error))
         return otherwise
 
-    def _is_of_the_disk(self, error: sqlite3.DatabaseError) -> bool:
+    def _is_of_the_disk(self, error: Exception) -> bool:
         """Whether the file is locked, full, read-only or gone, and not damaged.
 
         A damaged header may claim a format that SQLite will not write, or does not know.

@@ -13,7 +13,6 @@ Where no bars of an asset are at hand, `--simulated` invents a market for all of
 Market time runs at `--speed`; deadlines, trainings and timeouts take real seconds.
 """
 
-import json
 import shutil
 import signal
 import time
@@ -82,7 +81,7 @@ from rehearsal_traces import (
     with_seconds,
 )
 from rehearsal_validators import Validators
-from rehearsed_miner import RehearsedMiner, log_lines
+from rehearsed_miner import RehearsedMiner, log_lines, write_config
 from simulated_market import simulate_bars
 from wire_format import format_iso
 
@@ -161,9 +160,7 @@ def write_settings(script: Script, clock: RehearsalClock, urls: Mapping[str, str
         "port": 0,
         **urls,
     } | _optional(script)
-    # What JSON writes of text, numbers and lists is TOML as well.
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()]
-    script.config_file.write_text("".join(lines), encoding="utf-8")
+    write_config(script.config_file, values)
     folders = {"state_dir": script.state_dir, "model_dir": script.model_dir}
     return Settings(**values | folders | {"served_assets": script.assets})
 

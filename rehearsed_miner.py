@@ -5,6 +5,7 @@ environment carries a mark that every process below it inherits, so that nothing
 outlives the rehearsal however it ends. Needs Linux.
 """
 
+import json
 import os
 import queue
 import re
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any, Final
@@ -32,6 +33,12 @@ WATCH_S: Final = 1.0
 MARK_VARIABLE: Final = "REHEARSAL_MARK"
 _SERVING: Final = re.compile(r"serving (.* )?on (?P<url>http://\S+?)[;,.]?(\s|$)")
 _PAGE_MB: Final = os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def write_config(file: Path, values: Mapping[str, Any]) -> None:
+    """Write a settings file: what JSON writes of text, numbers and lists is TOML as well."""
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()]
+    file.write_text("".join(lines), encoding="utf-8")
 
 
 class RehearsedMiner:

@@ -29,7 +29,6 @@ from backtest_store import (
 from baselines import ConstantSigma, EwmaStudentT, Forecaster, LawForecaster
 from config import (
     DAY_S,
-    FREQUENCIES,
     Competition,
     Frequency,
     Settings,
@@ -101,7 +100,7 @@ class Market:
     @property
     def cadence_s(self) -> int:
         """How often models are trained anew, without `train_until`."""
-        return int(FREQUENCIES[self.frequency].retrain_interval_days * DAY_S)
+        return int(self.settings.retrain_days(self.frequency) * DAY_S)
 
     def history(self) -> MarketHistory:
         """Everything that the source has. Raises: DataError."""

@@ -9,7 +9,6 @@ timed by the wall clock, as validators feel it; upkeep in CPU seconds of the pro
 nobody asking.
 """
 
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -36,7 +35,7 @@ from loopback_venues import serve_venues
 from market_view import Rung
 from model_store import MANIFEST, SEAL, publish_set, published_sets, seal_manifest
 from rehearsal_plan import Pair, asked_pairs, read_answer, request_body, usual_request
-from rehearsed_miner import RehearsedMiner
+from rehearsed_miner import RehearsedMiner, write_config
 from simulated_market import simulate_bars
 from wire_format import format_iso
 
@@ -127,7 +126,7 @@ def _write_settings(site: Path, clock: RehearsalClock, urls: Mapping[str, str]) 
         **urls,
     }
     file = site / "miner.toml"
-    file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+    write_config(file, values)
     return file
 
 

@@ -10,43 +10,24 @@ import pytest
 
 import ledger as ledger_module
 from answer_sketch import AnswerSketch, SketchScore
-from config import DAY_S, protocol_profile
+from config import DAY_S
 from domain import ForecastRequest
-from ledger import AnswerEntry, Ledger, PromptEntry
+from ledger import Ledger
 from scoring import ScoreCard
+from tests.entries import HOUR, hour_answer, prompt_entry
 
 START = 1_766_102_700 // 60 * 60
-HOUR = protocol_profile("2026-09").competitions["crypto-1h"]
 
 
 def prompt(start=START, asset="BTC", **changes):
-    values = {
-        "at": start - 50.5,
-        "caller": "5Validator",
-        "transport": "axon",
-        "request": ForecastRequest(
-            asset=asset, start_ts=start, increment_s=60, length_s=3600, num_paths=100
-        ),
-        "origin": None,
-        "outcome": "computed",
-        "rung": "lightgbm",
-        "price_age_s": 7,
-        "ms": 41.5,
-        "size": 60_000,
-        "reason": None,
-    }
-    return PromptEntry(**(values | changes))
+    request = ForecastRequest(
+        asset=asset, start_ts=start, increment_s=60, length_s=3600, num_paths=100
+    )
+    return prompt_entry(request, **changes)
 
 
 def answer(seed=0):
-    steps = np.random.default_rng(seed).normal(0, 1e-3, (100, 61))
-    return AnswerEntry(
-        frequency="hf",
-        rung="lightgbm",
-        model_id="BTC-hf-1",
-        paths=98_000 * np.exp(np.cumsum(steps, axis=1)),
-        competition=HOUR,
-    )
+    return hour_answer(seed, n_paths=100)
 
 
 def score(total=500.0):

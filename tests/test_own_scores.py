@@ -12,10 +12,11 @@ from data_fetcher import SimulatedSource
 from domain import ForecastRequest, MarketHistory
 from errors import UnknownAsset
 from forecast_engine import request_rng
-from ledger import AnswerEntry, Ledger, PromptEntry
+from ledger import AnswerEntry, Ledger
 from own_scores import Pair, ScoreKeeper, score_matured, scored_by, summarise
 from replay import known_at_prompt, realised_path, usual_request
 from scoring import score_paths
+from tests.entries import prompt_entry
 
 PROFILE = protocol_profile("2026-09")
 
@@ -68,19 +69,7 @@ def answered(book, history, start_ts, seed=0):
     """Keep an answer to the usual prompt; returns the request and the paths."""
     request = usual_request(history, start_ts)
     paths = wide_walk(request, known_at_prompt(history, start_ts), seed)
-    prompt = PromptEntry(
-        at=start_ts - 50,
-        caller="5Validator",
-        transport="axon",
-        request=request,
-        origin=None,
-        outcome="computed",
-        rung="lightgbm",
-        price_age_s=5,
-        ms=40.0,
-        size=1,
-        reason=None,
-    )
+    prompt = prompt_entry(request)
     answer = AnswerEntry(
         frequency=history.frequency.value,
         rung="lightgbm",

@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -178,7 +179,22 @@ def test_a_torn_or_rotten_pointer_never_leads_out_and_is_repaired_by_publishing(
     assert published_sets(tmp_path, "BTC", HF)[0].name == "three"
 
 
-def test_a_disk_that_reads_nothing_costs_no_answer_and_no_file(archive, settings, monkeypatch):
+@contextmanager
+def unreadable(file):
+    """The disk gives nothing of the file."""
+    read = Path.read_bytes
+
+    def refusing(path):
+        if path == file:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refusing)
+        yield
+
+
+def test_a_disk_that_reads_nothing_costs_no_answer_and_no_file(archive, settings):
     """Whichever file of models or state cannot be read: answered, and nothing is set aside."""
     engine = ForecastEngine.open(archive, settings)
     expected = ask(engine).paths
@@ -186,16 +202,8 @@ def test_a_disk_that_reads_nothing_costs_no_answer_and_no_file(archive, settings
     roots = (settings.model_dir, settings.state_dir)
     files = [path for root in roots for path in sorted(root.rglob("*")) if path.is_file()]
     held = {path: path.read_bytes() for path in files}
-    read = Path.read_bytes
     for refused in files:
-
-        def refusing(path, refused=refused):
-            if path == refused:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return read(path)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "read_bytes", refusing)
+        with unreadable(refused):
             lost = 1
             try:
                 ask(ForecastEngine.open(archive, settings))
@@ -206,20 +214,13 @@ def test_a_disk_that_reads_nothing_costs_no_answer_and_no_file(archive, settings
     np.testing.assert_array_equal(ask(ForecastEngine.open(archive, settings)).paths, expected)
 
 
-def test_a_day_of_bars_that_cannot_be_read_is_kept_and_read_later(tmp_path, monkeypatch):
+def test_a_day_of_bars_that_cannot_be_read_is_kept_and_read_later(tmp_path):
     """An I/O error sets no bars aside: they are back as soon as the disk is."""
     store = BarStore(tmp_path)
     store.append("hyperliquid", "XAU", victims.truth(0, 4320))
-    days, read = sorted(tmp_path.rglob("*.msgpack")), Path.read_bytes
+    days = sorted(tmp_path.rglob("*.msgpack"))
     for refused in days:
-
-        def refusing(path, refused=refused):
-            if path == refused:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return read(path)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, "read_bytes", refusing)
+        with unreadable(refused):
             left = store.load("hyperliquid", "XAU", 60)
             assert left is not None
             assert len(left) == 4320 - 1440

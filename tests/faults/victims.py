@@ -24,6 +24,7 @@ from forecast_engine import ForecastEngine
 from ledger import AnswerEntry, Ledger, PromptEntry
 from model_store import publish_set
 from state_store import locked
+from tests.entries import hour_answer, prompt_entry
 
 START: Final = 1_765_756_800  # 2025-12-15, midnight UTC
 HOUR: Final = protocol_profile("2026-09").competitions["crypto-1h"]
@@ -193,28 +194,7 @@ def ledger_entry(number: int) -> tuple[PromptEntry, AnswerEntry]:
     request = ForecastRequest(
         asset="BTC", start_ts=START + 60 * number, increment_s=60, length_s=3600, num_paths=20
     )
-    steps = np.random.default_rng(number).normal(0, 1e-3, (20, 61))
-    prompt = PromptEntry(
-        at=float(request.start_ts),
-        caller="5Validator",
-        transport="axon",
-        request=request,
-        origin=None,
-        outcome="computed",
-        rung="lightgbm",
-        price_age_s=7,
-        ms=41.5,
-        size=60_000,
-        reason=None,
-    )
-    answer = AnswerEntry(
-        frequency="hf",
-        rung="lightgbm",
-        model_id="BTC-hf-1",
-        paths=98_000 * np.exp(np.cumsum(steps, axis=1)),
-        competition=HOUR,
-    )
-    return prompt, answer
+    return prompt_entry(request), hour_answer(number, n_paths=20)
 
 
 def keep_answers(acknowledge: Connection, path: Path, first: int) -> None:
