@@ -47,7 +47,7 @@ class Bars:
         columns = (self.open, self.high, self.low, self.close, self.volume)
         if any(column.shape != self.open_ts.shape for column in columns):
             raise DataError(f"{self.feed}: bar columns differ in length; load the bars again.")
-        if np.any(np.diff(self.open_ts) <= 0):
+        if np.any(self.open_ts[1:] <= self.open_ts[:-1]):
             raise DataError(f"{self.feed}: bars are not in strictly rising time order; sort them.")
 
     def __len__(self) -> int:
@@ -74,6 +74,8 @@ class Bars:
             else int(np.searchsorted(self.open_ts, end - self.bar_s, "right"))
         )
         rows = slice(low, max(low, high))
+        if rows == slice(0, len(self)):
+            return self  # and years of bars need not be looked through at every answer
         return replace(
             self,
             open_ts=self.open_ts[rows],

@@ -71,6 +71,12 @@ def test_between_nothing_and_nothing_keeps_everything(minutes):
     assert list(bars(minutes).between(None, None).open_ts) == list(bars(minutes).open_ts)
 
 
+def test_bars_of_which_nothing_is_cut_are_not_looked_through_again():
+    many = bars(range(100))
+    assert many.between(None, many.end_ts) is many
+    assert many.between(None, many.end_ts - 1) is not many
+
+
 def test_between_copies_no_data():
     many = bars(range(10))
     assert np.shares_memory(many.between(0, 300).close, many.close)
