@@ -7,11 +7,13 @@ and differs between paths. Steps add up; nothing pulls a path back to the
 centre, for that would make the spread at long leads far too small.
 """
 
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial, wraps
 from itertools import pairwise
 from math import prod
-from typing import Any, Final, Self
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.random import Generator
@@ -20,10 +22,14 @@ from scipy.special import gammaln, ndtri, stdtrit
 
 from domain import FloatArray, IntArray
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 LEVELS: Final = 1 << 16  # quantiles that a step is drawn from
+KEPT_RESULTS: Final = 32  # of a function for one shape
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class PathShape:
     """How paths differ and cluster, beyond the scale of their steps."""
 
@@ -54,6 +60,28 @@ class PathShape:
 def independent_steps(dof: float) -> PathShape:
     """The shape of independent Student-t steps, normal ones for infinite `dof`."""
     return PathShape(tail_dof=dof, path_sd=0.0, slow_sd=0.0, slow_half_life_s=1.0)
+
+
+def kept_with_shape(
+    function: Callable[Concatenate[PathShape, P], T],
+) -> Callable[Concatenate[PathShape, P], T]:
+    """Work out a function of a shape once, and keep the result as long as the shape.
+
+    A miner takes up new shapes with every training. Tables of the old ones would fill
+    a cache of a fixed size for days before it dropped any.
+    """
+    by_shape: WeakKeyDictionary[PathShape, Callable[P, T]] = WeakKeyDictionary()
+
+    @wraps(function)
+    def kept(shape: PathShape, /, *args: P.args, **named: P.kwargs) -> T:
+        results = by_shape.get(shape)
+        if results is None:
+            # Of a copy: results that held their own key would never be dropped.
+            of_this = lru_cache(KEPT_RESULTS)(partial(function, replace(shape)))
+            results = by_shape.setdefault(shape, cast("Callable[P, T]", of_this))
+        return results(*args, **named)
+
+    return kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -93,7 +121,7 @@ def simulate_steps(
     lengths in seconds. Returns (steps, n_paths), bps: what is done step by step, all
     paths at once, finds its numbers side by side.
     """
-    shocks = student_t_steps(rng, (len(scale), n_paths), dof=shape.tail_dof)
+    shocks = draw_evenly(rng, (len(scale), n_paths), step_quantiles(shape))
     shocks *= volatility_process(rng, n_paths, step_s, shape)
     if shape.autocorrelation and np.all(step_s[1:] == shape.bar_s):
         shocks = correlate_steps(shocks, shape.autocorrelation)
@@ -104,19 +132,30 @@ def simulate_steps(
 def student_t_steps(rng: Generator, size: tuple[int, ...], *, dof: float) -> FloatArray:
     """Draw Student-t steps, normal ones for infinite `dof`, rescaled to unit mean size.
 
-    Each is one of LEVELS quantiles in the middle of equal shares of the law, drawn by
-    16 random bits: ten times as fast as a normal over the root of a gamma number, and
-    no score tells them apart.
-
     Returns: `size`, E|x| = 1, dimensionless, so that `scale` means "mean |move|".
     Source: Bollerslev (1987), Rev. Econ. Stat. 69(3), 542-547.
     """
+    return draw_evenly(rng, size, unit_t_quantiles(dof))
+
+
+def draw_evenly(rng: Generator, size: tuple[int, ...], quantiles: FloatArray) -> FloatArray:
+    """Draw from LEVELS quantiles in the middle of equal shares of a law.
+
+    By 16 random bits each: ten times as fast as a Student-t number made of a normal
+    over the root of a gamma number, and no score tells them apart.
+    """
     drawn = np.frombuffer(rng.bytes(2 * prod(size)), dtype="<u2")
-    steps: FloatArray = unit_t_quantiles(dof)[drawn].reshape(size)
+    steps: FloatArray = quantiles[drawn].reshape(size)
     return steps
 
 
-@lru_cache(maxsize=32)
+@kept_with_shape
+def step_quantiles(shape: PathShape) -> FloatArray:
+    """The quantiles that steps of the shape are drawn from."""
+    return unit_t_quantiles(shape.tail_dof)
+
+
+@lru_cache(maxsize=8)  # half a megabyte each
 def unit_t_quantiles(dof: float) -> FloatArray:
     """LEVELS quantiles of a Student-t step of mean size 1; rising, nobody's to change."""
     levels = (np.arange(LEVELS // 2) + 0.5) / LEVELS

@@ -13,7 +13,7 @@ each of its steps, whereas what steps lack adds up over a long sum.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from itertools import pairwise
 from math import gcd
 from typing import Final
@@ -23,7 +23,7 @@ from numpy.random import Generator
 from scipy.special import ndtr
 
 from domain import FloatArray
-from path_simulator import PathShape, mean_size_of_t, volatility_process
+from path_simulator import PathShape, kept_with_shape, mean_size_of_t, volatility_process
 
 MIXTURE_PARTS: Final = 1_000  # normals that a block's distribution is mixed from
 MIXTURE_STEPS: Final = 400_000  # random steps drawn to find their variances
@@ -172,7 +172,7 @@ def _set_quantiles(values: FloatArray, size: FloatArray, quantiles: FloatArray) 
     values.reshape(-1)[order] = size[:, None] * quantiles
 
 
-@lru_cache(maxsize=256)
+@kept_with_shape
 def unit_quantiles(shape: PathShape, step_s: float, length: int, n_paths: int) -> FloatArray:
     """Quantiles (i - ½)/n of a sum of `length` steps of equal scale, over √length.
 
@@ -181,10 +181,10 @@ def unit_quantiles(shape: PathShape, step_s: float, length: int, n_paths: int) -
     grid, probability = unit_distribution(shape, step_s, length)
     levels = (np.arange(n_paths) + 0.5) / n_paths
     half = np.interp(np.maximum(levels, 1 - levels), probability, grid)
-    return np.where(levels < 0.5, -half, half)
+    return np.asarray(np.where(levels < 0.5, -half, half), dtype=np.float64)
 
 
-@lru_cache(maxsize=256)
+@kept_with_shape
 def unit_distribution(
     shape: PathShape, step_s: float, length: int
 ) -> tuple[FloatArray, FloatArray]:

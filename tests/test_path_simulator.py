@@ -1,6 +1,7 @@
 """Paths whose increments agree with the forecast at every lead."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from path_simulator import (
+    KEPT_RESULTS,
     PathShape,
     correlate_steps,
+    kept_with_shape,
     simulate_steps,
     student_t_steps,
     unit_t_quantiles,
@@ -82,6 +85,33 @@ def test_every_quantile_stands_for_the_same_share_of_the_law(dof):
     truth = stats.norm() if np.isinf(dof) else stats.t(dof)
     share = np.diff(truth.cdf(quantiles * np.abs(truth.ppf(0.25) / np.quantile(quantiles, 0.25))))
     np.testing.assert_allclose(share * len(quantiles), 1, rtol=1e-2)
+
+
+def test_tables_are_made_once_and_last_as_long_as_the_shape():
+    made = []
+
+    @kept_with_shape
+    def table(shape, scale):
+        made.append(scale)
+        return np.full(3, shape.tail_dof * scale)
+
+    shape, equal = shape_of(tail_dof=8), shape_of(tail_dof=8)
+    assert table(shape, 2.0) is table(equal, 2.0)
+    assert table(shape, 3.0)[0] == 24.0
+    assert made == [2.0, 3.0]
+    kept = weakref.ref(table(shape, 2.0))
+    assert kept() is not None
+    del shape
+    assert kept() is None
+
+
+def test_odd_arguments_do_not_pile_up():
+    held = kept_with_shape(lambda shape, length: np.zeros(length))
+    shape = shape_of()
+    first = weakref.ref(held(shape, 1))
+    for length in range(2, KEPT_RESULTS + 2):
+        held(shape, length)
+    assert first() is None
 
 
 # ---------------------------------------------------------------- volatility
