@@ -3,8 +3,9 @@
 glibc raises its threshold for blocks of their own with every large block that is
 freed, and gives every thread a heap. Arrays of megabytes then lie scattered in many
 heaps, which never shrink. With the threshold held still they are given back when they
-are freed. A lower threshold would have every answer fault its pages in anew, at twice
-its time.
+are freed. The arrays of an answer are smaller, and what they leave free at the end of a
+heap stays until the next `trim`: giving it back at once would have every answer fault
+its pages in anew, at twice its time.
 """
 
 import ctypes
@@ -15,7 +16,8 @@ _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 
-BLOCK_BYTES: Final = 5 * 512 * 1024  # the arrays of an answer are smaller, and used again
+BLOCK_BYTES: Final = 5 * 512 * 1024  # from here on a block is the system's own
+FREE_BYTES: Final = 32 * 1024 * 1024  # more than an answer's arrays; at the end of each heap
 HEAPS: Final = 2
 
 
@@ -27,7 +29,7 @@ def give_memory_back() -> bool:
     settings = (
         (_M_ARENA_MAX, HEAPS),
         (_M_MMAP_THRESHOLD, BLOCK_BYTES),
-        (_M_TRIM_THRESHOLD, BLOCK_BYTES),
+        (_M_TRIM_THRESHOLD, FREE_BYTES),
     )
     return all(mallopt(parameter, value) == 1 for parameter, value in settings)
 
@@ -35,7 +37,7 @@ def give_memory_back() -> bool:
 def trim() -> bool:
     """Give back what lies free between blocks in use; False where there was nothing to give.
 
-    Heaps shrink by themselves at their end alone. Milliseconds, now and then.
+    Heaps shrink by themselves at their end alone, and late. Milliseconds, now and then.
     """
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     return malloc_trim is not None and malloc_trim(0) == 1
