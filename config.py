@@ -684,12 +684,13 @@ class Settings:
     pyth_router_url: str = "https://pyth.dourolabs.app/v1/fixed_rate@200ms"
     pyth_latest_url: str = "https://hermes.pyth.network"
     host: str = "127.0.0.1"
-    port: int = 8091
+    port: int | None = None  # None: 8091, or the one after an axon's
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def __post_init__(self) -> None:
         protocol_profile(self.profile)
-        _within("port", self.port, 0, 65_535)
+        if self.port is not None:
+            _within("port", self.port, 0, 65_535)
         _within("jobs", self.jobs, 1, 256)
         _within("days", self.days, 1, LONGEST_DAYS)
         # States reach back eleven days; the ladder's clock learns from sixty.

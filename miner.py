@@ -41,6 +41,7 @@ from live_market import LiveMarket
 from metrics import Metrics
 from miner_facts import EngineFacts, MarketFacts, MinerFacts
 from operator_flags import (
+    PAGE_PORT,
     OperatorSettings,
     Transport,
     add_operator_arguments,
@@ -353,8 +354,8 @@ def _arguments() -> Namespace:
     group.add_argument(
         "--port",
         metavar="N",
-        help=f"TCP port of prompts and pages over HTTP, 0 for a free one (default: "
-        f"{defaults['port']}, or the next one beside an axon on it)",
+        help=f"TCP port of prompts and pages over HTTP, 0 for a free one (default: {PAGE_PORT}, or "
+        "with an axon the port after its own)",
     )
     group.add_argument(
         "--jobs", metavar="N", help="processes of a retraining (default: one per core)"

@@ -24,6 +24,7 @@ from config import Settings
 from errors import ConfigError
 
 AXON_REQUIREMENTS: Final = "requirements-axon.txt"
+PAGE_PORT: Final = 8091  # of pages and prompts over HTTP where there is no axon
 _DEFAULT_IP: Final = "0.0.0.0"  # noqa: S104  # an axon is asked from the whole internet
 
 
@@ -49,7 +50,7 @@ class AxonSettings:
     wallet_hotkey: str = "default"
     wallet_path: Path = Path("~/.bittensor/wallets")
     ip: str = _DEFAULT_IP  # listened on
-    port: int = 8091  # 0 takes a free one, for trials
+    port: int = 8091  # 0, which no flag gives, takes a free one
     external_ip: str | None = None  # published; None: looked up
     external_port: int | None = None  # published; None: `port`
 
@@ -240,12 +241,15 @@ def operator_settings(args: Namespace) -> OperatorSettings:
 
 
 def page_port(settings: Settings, operator: OperatorSettings) -> int:
-    """Where pages are served over HTTP: beside an axon on the same port, on the next one.
+    """Where pages are served over HTTP: as the settings say, else on the port after an axon's.
 
-    Files of the reference miner name the axon's port alone, and both have one default.
+    Files of the reference miner name the axon's port alone. Whoever names that one for
+    both means the same.
     """
-    is_shared = operator.transport is Transport.AXON and settings.port == operator.axon.port
-    return settings.port + 1 if is_shared and settings.port else settings.port
+    axon_port = operator.axon.port
+    if operator.transport is Transport.AXON and settings.port in (None, axon_port):
+        return axon_port + 1
+    return PAGE_PORT if settings.port is None else settings.port
 
 
 def _transport(given: Mapping[str, Any]) -> Transport:

@@ -100,7 +100,7 @@ def parser() -> ArgumentParser:
         help="check clock, ports, feeds, disk, wallet, models, state and memory instead",
     )
     group.add_argument("--host", metavar="ADDRESS", help="where miner.py will listen")
-    group.add_argument("--port", metavar="N", help="its TCP port")
+    group.add_argument("--port", metavar="N", help="its TCP port over HTTP")
     add_operator_arguments(options)
     return options
 

@@ -2,7 +2,7 @@
 //
 // Flags written for the reference miner may stay as they are; the README's pages on
 // operating say which have no effect. Pages and metrics are on port 8092 here: on the
-// port after the axon's, as both have the same default.
+// port after the axon's, unless --port names another.
 const path = require("path");
 
 const root = path.resolve(__dirname, "..");

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caller_rules import CallerPolicy
-from config import Settings
+from config import Settings, load_settings
 from console import add_common_arguments, script_parser
 from errors import ConfigError
 from operator_flags import (
@@ -202,12 +202,33 @@ def test_the_groups_fit_any_parser():
 @pytest.mark.parametrize(
     ("line", "port", "page"),
     [
-        ("", 8091, 8091),
-        ("--wallet.name miner", 8091, 8092),
-        ("--wallet.name miner --axon.port 8200", 8091, 8091),
-        ("--wallet.name miner --axon.port 8200", 8200, 8201),
-        ("--wallet.name miner --transport http", 8091, 8091),
+        ("", None, 8091),
+        ("", 8300, 8300),
+        ("", 0, 0),
+        ("--wallet.name miner", None, 8092),
+        ("--wallet.name miner --axon.port 8101", None, 8102),
+        ("--wallet.name miner --axon.port 8101", 8091, 8091),
+        ("--wallet.name miner --axon.port 8101", 0, 0),
+        ("--wallet.name miner --axon.port 8101", 8101, 8102),
+        ("--wallet.name miner --axon.port 8101 --transport http", None, 8091),
     ],
 )
-def test_pages_move_aside_for_an_axon(line, port, page):
+def test_pages_are_on_the_port_after_an_axons_unless_another_is_named(line, port, page):
     assert page_port(Settings(port=port), read(line)) == page
+
+
+def test_pages_of_two_miners_and_their_axons_share_no_port():
+    taken = []
+    for axon_port in (8091, 8093):
+        flags = read(f"--wallet.name miner --axon.port {axon_port}")
+        taken += [flags.axon.port, page_port(Settings(), flags)]
+    assert len(set(taken)) == 4
+
+
+def test_a_port_in_the_settings_file_or_the_environment_is_one_that_was_named(tmp_path):
+    file = tmp_path / "settings.toml"
+    file.write_text("port = 8091\n")
+    flags = read("--wallet.name miner --axon.port 8101")
+    assert page_port(load_settings(file, {}), flags) == 8091
+    assert page_port(load_settings(environment={"LGBM_MINER_PORT": "8090"}), flags) == 8090
+    assert page_port(load_settings(environment={}), flags) == 8102

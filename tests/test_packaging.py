@@ -25,7 +25,7 @@ from domain import Bars
 from http_service import bind
 from metrics import Metrics
 from miner_facts import MarketFacts, MinerFacts
-from operator_flags import Transport, add_operator_arguments, operator_settings
+from operator_flags import Transport, add_operator_arguments, operator_settings, page_port
 from own_scores import OwnScore
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -149,7 +149,8 @@ def test_every_line_of_the_example_settings_can_be_used():
     assert unknown_flags(flags) == set()
     settings = load_settings(environment=environment)
     assert settings.binance_url == "https://data-api.binance.vision"
-    for name in environment.keys() - {"BINANCE_API_HOST", "LGBM_MINER_JOBS"}:
+    assert settings.port == page_port(Settings(), operator_of(flags))
+    for name in environment.keys() - {"BINANCE_API_HOST", "LGBM_MINER_JOBS", "LGBM_MINER_PORT"}:
         field = name.removeprefix("LGBM_MINER_").lower()
         assert getattr(settings, field) == getattr(Settings(), field)  # as shown, a default
 
