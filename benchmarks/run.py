@@ -26,7 +26,7 @@ from errors import ConfigError, DataError, MinerError
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 # Each takes the flags of `measuring.bench_parser` and writes its rows with `finish`.
-BENCHMARKS: Final = ("answers", "scoring", "replay", "serving", "growth", "training")
+BENCHMARKS: Final = ("answers", "scoring", "replay", "serving", "axon", "growth", "training")
 
 
 def main() -> int:
