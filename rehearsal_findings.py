@@ -17,7 +17,10 @@ from rehearsal_plan import Fate, Pair, PairAsks
 
 # In which a due training must be published, for every pair that may be trained before it.
 TRAINING_ALLOWANCE_S: Final = 180.0  # real
-WARM_UP_S: Final = 300.0  # after a start, while caches and histories fill
+WARM_UP_S: Final = 300.0  # at least, after a start, while caches and histories fill
+WARM_UP_SHARE: Final = 0.25  # of a longer life, in which every set is taken up
+# What is freed waits up to a minute until it is given back: no growth, but a sawtooth.
+FLOOR_S: Final = 120.0
 SHORTEST_SLOPE_S: Final = 600.0  # less says nothing about an hour
 # Memory may grow by so much in an hour of the market, which brings new bars, and in
 # a real hour at least.
@@ -182,16 +185,29 @@ class Vitals:
 def slope_per_hour(vitals: Sequence[Vitals]) -> float | None:
     """Growth of memory after the warm-up, MB an hour; None if there is too little to tell.
 
-    The median of the slopes between all moments: single peaks change nothing.
+    The median of the slopes between all floors, the least that every two minutes
+    needed: single peaks change nothing, and what is never freed raises every floor.
     Source: Theil (1950), Sen (1968).
     """
-    warm = [entry for entry in vitals if entry.at_s >= WARM_UP_S]
-    if len(warm) < 2 or warm[-1].at_s - warm[0].at_s < SHORTEST_SLOPE_S:
+    floors: dict[int, Vitals] = {}
+    for entry in _warm(vitals):
+        window = int(entry.at_s // FLOOR_S)
+        floors[window] = min(floors.get(window, entry), entry, key=lambda each: each.rss_mb)
+    if not floors:
         return None
-    every = max(1, len(warm) // 500)  # the slopes of all pairs are looked at
-    thin = warm[::every]
-    found = theilslopes([entry.rss_mb for entry in thin], [entry.at_s for entry in thin])
+    found = theilslopes(
+        [entry.rss_mb for entry in floors.values()], [entry.at_s for entry in floors.values()]
+    )
     return 3600 * float(found[0])
+
+
+def _warm(vitals: Sequence[Vitals]) -> list[Vitals]:
+    """A life without its warm-up; empty if what is left is too short."""
+    if not vitals:
+        return []
+    begin = max(WARM_UP_S, WARM_UP_SHARE * vitals[-1].at_s)
+    warm = [entry for entry in vitals if entry.at_s >= begin]
+    return warm if vitals[-1].at_s - begin >= SHORTEST_SLOPE_S else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,8 +228,8 @@ class Course:
 
 def courses(vitals: Sequence[Vitals]) -> dict[str, Course]:
     """How handles and threads went; empty if there is too little to tell."""
-    warm = [entry for entry in vitals if entry.at_s >= WARM_UP_S]
-    if len(warm) < 4 or warm[-1].at_s - warm[0].at_s < SHORTEST_SLOPE_S:
+    warm = _warm(vitals)
+    if len(warm) < 4:
         return {}
     quarter = len(warm) // 4
     counted = {

@@ -195,6 +195,14 @@ def test_the_growth_of_memory_is_told_through_peaks(rate):
     assert slope_per_hour(life(rate, noise=range(400, 1700, 9))) == pytest.approx(rate, abs=1)
 
 
+def test_what_waits_to_be_given_back_is_no_growth():
+    entries = [
+        replace(entry, rss_mb=entry.rss_mb + entry.at_s % 60 * entry.at_s / 3600)
+        for entry in life(5, minutes_=60)
+    ]
+    assert slope_per_hour(entries) == pytest.approx(5, abs=1)
+
+
 def test_a_short_life_tells_nothing_about_memory():
     assert slope_per_hour(life(0, minutes_=14)) is None
     assert slope_per_hour([]) is None
@@ -204,6 +212,9 @@ def test_the_warm_up_does_not_count():
     entries = life(0)
     entries[:290] = life(3000)[:290]
     assert slope_per_hour(entries) == pytest.approx(0, abs=1)
+    longer = life(0, minutes_=120)
+    longer[:1700] = life(300, minutes_=120)[:1700]
+    assert slope_per_hour(longer) == pytest.approx(0, abs=0.1)
 
 
 # ---------------------------------------------------------------- verdict
