@@ -7,8 +7,8 @@ into a bounded queue, and a thread writes in batches. A file that is damaged is
 set aside under another name and begun anew; one that cannot be written costs
 records, never an answer. Age and count bound its size.
 
-With the official cadence of prompts it grows to some 150 MB in a month, and no
-further: 60 MB are sketches that wait for their day to pass, the rest are scores.
+With the official cadence of prompts for 13 assets it grows to some 280 MB in a month,
+and no further: 70 MB are sketches that wait for their day to pass, the rest are scores.
 """
 
 import json
@@ -33,8 +33,8 @@ LEDGER_FILE: Final = "ledger.sqlite3"  # in the state folder
 SCHEMA: Final = 1
 KEPT_DAYS: Final = 30.0
 PAGE_ROWS: Final = 500  # that are read at once
-MOST_PROMPTS: Final = 300_000
-MOST_ANSWERS: Final = 100_000
+MOST_PROMPTS: Final = 300_000  # 11 days of five validators
+MOST_ANSWERS: Final = 200_000  # more than 30 days of 13 assets; 1 kB each
 MOST_SKETCHES: Final = 4_000  # that wait for their outcome; 40 kB each
 QUEUE_SIZE: Final = 64  # entries, each with paths of up to 2.3 MB
 BATCH_S: Final = 0.5  # a batch gathers for so long
