@@ -60,12 +60,14 @@ def build_app(
     metrics: Metrics,
     page: StatusPage,
     speed: float = 1.0,
+    mark: str | None = None,
 ) -> Starlette:
     """The web application. `now` is the miner's clock, Unix seconds; `speed` its market's.
 
+    `mark`: which miner of this machine it is, see `state_store.folder_mark`.
     The desk is the caller's: it is not closed with the server.
     """
-    service = _Service(desk, now, facts, metrics, page, speed)
+    service = _Service(desk, now, facts, metrics, page, speed, mark)
     app = Starlette(
         routes=[
             Route("/predict", service.predict, methods=["POST"]),
@@ -168,10 +170,12 @@ class _Service:
         metrics: Metrics,
         page: StatusPage,
         speed: float,
+        mark: str | None,
     ) -> None:
         self._desk = desk
         self._now = now
         self._speed = speed
+        self._mark = mark
         self._facts = facts
         self._metrics = metrics
         self._page = page
@@ -196,6 +200,7 @@ class _Service:
             "reasons": list(facts.obstacles),
             "warnings": list(facts.warnings),
             "assets": list(facts.assets),
+            "miner": self._mark,
         }
         return JSONResponse(told, status_code=200 if ready else 503)
 

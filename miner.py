@@ -52,7 +52,7 @@ from own_scores import ScoreKeeper
 from record_keeping import keeper
 from retraining import Pair, Retrainer, training_command
 from set_review import review_sets
-from state_store import StateStore
+from state_store import StateStore, folder_mark
 from status_page import RecentLog, RecentRequests, StatusPage
 from upkeep import Duty, Upkeep, attempt, each, every
 
@@ -117,6 +117,7 @@ class Miner:
             metrics=metrics,
             page=page,
             speed=market_speed(self.clock),
+            mark=folder_mark(settings.state_dir),
         )
 
     def now(self) -> float:

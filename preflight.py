@@ -55,7 +55,7 @@ from model_store import published_sets
 from operator_flags import AXON_REQUIREMENTS, AxonSettings, OperatorSettings, Transport, page_port
 from path_checks import Verdict
 from scheduled_events import EVENTS_FILE, known_events
-from state_store import fault_of
+from state_store import fault_of, folder_mark
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ OLD_BARS_S: Final = DAY_S
 # Measured with benchmarks/store.py and a year of one-minute bars, rounded up.
 BARS_MB: Final = 40  # of an asset in a year: two feeds where the scored one forgets
 MODELS_MB: Final = 1  # of an asset at one frequency: two sets
-LEDGER_MB: Final = 200
+LEDGER_MB: Final = 300
 SERVING_MB: Final = 700
 TRAINING_MB: Final = 1900
 
@@ -96,6 +96,7 @@ class Finding:
     sentence: str  # with the remedy, unless all is well
 
 
+_Said: TypeAlias = Mapping[str, Any]  # what a program answers to `/healthz`
 Check: TypeAlias = tuple[str, Callable[[], Iterable[Finding]]]
 
 
@@ -399,14 +400,29 @@ def check_wallet(settings: AxonSettings) -> Finding:
 
 
 def check_ports(settings: Settings, operator: OperatorSettings) -> Iterator[Finding]:
-    """Whether what the miner listens on is free, or its own already."""
+    """Whether what the miner listens on is free, or its own already.
+
+    An axon tells strangers nothing of itself, so the pages beside it say whose it is.
+    """
+    mark = folder_mark(settings.state_dir)
+    port = page_port(settings, operator)
+
+    def is_ours(said: _Said) -> bool:
+        return mark is not None and said.get("miner") == mark
+
+    def has_our_pages(_said: _Said) -> bool:
+        return is_ours(_ask(_from_here(settings.host), port))
+
     if operator.transport is Transport.AXON:
-        yield check_port("--axon.port", operator.axon.ip, operator.axon.port)
-    yield check_port("--port", settings.host, page_port(settings, operator))
+        yield check_port("--axon.port", operator.axon.ip, operator.axon.port, has_our_pages)
+    yield check_port("--port", settings.host, port, is_ours)
 
 
-def check_port(flag: str, address: str, port: int) -> Finding:
-    """Whether one can listen there and be reached from this machine, or who listens already."""
+def check_port(flag: str, address: str, port: int, is_ours: Callable[[_Said], bool]) -> Finding:
+    """Whether one can listen there and be reached from this machine, or who listens already.
+
+    `is_ours`: whether a miner that says this to `/healthz` is the one examined.
+    """
     name = f"port {port}"
     where = f"{address} port {port}"
     try:
@@ -416,7 +432,7 @@ def check_port(flag: str, address: str, port: int) -> Finding:
             socket.create_connection((_from_here(address), port), LOCAL_S).close()
     except OSError as error:
         if error.errno == EADDRINUSE:
-            return _occupied(name, flag, _from_here(address), port)
+            return _occupied(flag, _from_here(address), port, is_ours)
         return _closed(name, flag, where, error)
     return Finding(name, OK, f"{where} is free, and reachable from this machine.")
 
@@ -440,17 +456,29 @@ def _from_here(address: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104
 
 
-def _occupied(name: str, flag: str, address: str, port: int) -> Finding:
-    said = _ask(address, port)
-    if str(said.get("message", "")) == _AXON_SAYS:
-        return Finding(name, OK, "an axon of this miner listens there already.")
-    if not {"status", "live", "ready"} <= said.keys():
+def _occupied(flag: str, address: str, port: int, is_ours: Callable[[_Said], bool]) -> Finding:
+    name, said = f"port {port}", _ask(address, port)
+    is_axon = said.get("message") == _AXON_SAYS
+    if not (is_axon or {"status", "live", "ready"} <= said.keys()):
         return Finding(
             name,
             FAILURE,
             f"another program listens there; end it (`ss -ltnp 'sport = :{port}'` names it) or "
             f"choose another port with {flag}.",
         )
+    if not is_ours(said):
+        return Finding(
+            name,
+            FAILURE,
+            "another miner listens there, not one on this --state-dir; choose another port with "
+            f"{flag}, or name that miner's folder.",
+        )
+    if is_axon:
+        return Finding(name, OK, "the axon of this miner listens there already.")
+    return _health(name, f"http://{address}:{port}/", said)
+
+
+def _health(name: str, page: str, said: _Said) -> Finding:
     told = [str(entry) for kind in ("reasons", "warnings") for entry in said.get(kind) or ()]
     if said["status"] == "ok":
         return Finding(name, OK, "this miner is running there and well.")
@@ -458,11 +486,11 @@ def _occupied(name: str, flag: str, address: str, port: int) -> Finding:
         name,
         WARNING,
         f"this miner is running there and says {said['status']}: {_few(told)}; see its status "
-        f"page, http://{address}:{port}/.",
+        f"page, {page}.",
     )
 
 
-def _ask(address: str, port: int) -> Mapping[str, Any]:
+def _ask(address: str, port: int) -> _Said:
     """What a program on this machine says to `/healthz`; nothing if it is no JSON object."""
     host = f"[{address}]" if ":" in address else address
     with requests.Session() as session:

@@ -83,6 +83,18 @@ def _sweep(folder: Path) -> None:
                     Path(entry).unlink()
 
 
+def folder_mark(folder: Path) -> str | None:
+    """Which folder it is, by whatever path or mount it is reached; None if it is not there.
+
+    It tells the miners of a machine apart and says nothing of where their folders are.
+    """
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return blake2b(f"{found.st_dev}:{found.st_ino}".encode(), digest_size=6).hexdigest()
+
+
 def _make_folder(folder: Path) -> None:
     """Make a folder and its parents, open to their owner alone, each entry on the disk."""
     if folder.is_dir():

@@ -117,7 +117,7 @@ def serving(answerer, facts=None):
     metrics = Metrics(source.facts, desk.load)
     desk.watch(metrics.observe)
     page = StatusPage(source, desk.load, requests, RecentLog())
-    app = build_app(desk, now=answerer.now, facts=source, metrics=metrics, page=page)
+    app = build_app(desk, now=answerer.now, facts=source, metrics=metrics, page=page, mark="0a1b2c")
     server = server_for(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -287,7 +287,7 @@ def test_an_answer_under_way_is_finished_before_the_server_ends():
         assert slow.result().status_code == 200
 
 
-def test_health_names_the_assets(client):
+def test_health_names_the_assets_and_which_miner_it_is(client):
     response = client.get("/healthz")
     assert response.status_code == 200
     assert response.json() == {
@@ -297,6 +297,7 @@ def test_health_names_the_assets(client):
         "reasons": [],
         "warnings": [],
         "assets": ["BTC", "XAU"],
+        "miner": "0a1b2c",
     }
 
 

@@ -17,7 +17,7 @@ from config import Frequency, Settings
 from data_fetcher import open_source
 from domain import ForecastRequest
 from http_service import bind
-from state_store import StateStore
+from state_store import StateStore, folder_mark
 from tests.waiting import PATIENCE_S, is_running, wait_for
 from wire_format import parse_iso_minute, validate_answer
 
@@ -132,7 +132,9 @@ def assert_valid(answer, asked):
 
 def test_a_terminated_miner_ends_well_and_the_next_one_answers_the_same(folders):
     with running("--source", "simulated", *folders) as (process, url, _lines):
-        assert "BTC" in httpx.get(f"{url}/healthz").json()["assets"]
+        health = httpx.get(f"{url}/healthz").json()
+        assert "BTC" in health["assets"]
+        assert health["miner"] == folder_mark(Path(folders[-1]))
         hour = ask(url)
         assert hour.status_code == 200
         assert_valid(hour.json(), {"increment_s": 60, "length_s": 3600, "num_paths": 100})

@@ -38,7 +38,7 @@ from model_store import MANIFEST, SEAL, publish_set, published_sets, seal_manife
 from operator_flags import add_operator_arguments, operator_settings
 from path_checks import Verdict
 from preflight import Site
-from state_store import StateStore
+from state_store import StateStore, folder_mark
 from status_page import RecentLog, RecentRequests, StatusPage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -581,7 +581,7 @@ def desk(tmp_path_factory):
 
 
 @contextmanager
-def running_miner(desk, warnings=()):
+def running_miner(desk, state_dir, warnings=()):
     """The miner's own web application."""
     opened, engine = desk
     facts = EngineFacts(
@@ -589,7 +589,8 @@ def running_miner(desk, warnings=()):
     )
     page = StatusPage(facts, opened.load, RecentRequests(), RecentLog())
     metrics = Metrics(facts.facts, opened.load)
-    app = build_app(opened, now=engine.now, facts=facts, metrics=metrics, page=page)
+    mark = folder_mark(state_dir)
+    app = build_app(opened, now=engine.now, facts=facts, metrics=metrics, page=page, mark=mark)
     listener, server = bind(HERE, 0), server_for(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -601,26 +602,52 @@ def running_miner(desk, warnings=()):
 
 
 def test_our_own_miner_on_the_port_is_no_fault(site, desk):
-    with running_miner(desk) as port:
+    with running_miner(desk, site.settings.state_dir) as port:
         assert complaints(set_up(site, port=port)) == []
 
 
+def test_another_miner_on_the_port_is_found(site, desk, tmp_path):
+    with running_miner(desk, tmp_path) as port:
+        there = set_up(site, port=port)
+        assert "choose another port with --port" in only(there, "failure", f"port {port}")
+        fresh = set_up(there, state_dir=tmp_path / "not_made_yet")
+        findings = {entry.name: entry for entry in preflight.examine(fresh)}
+        assert "another miner" in findings[f"port {port}"].sentence
+
+
 def test_our_own_miner_says_what_is_wrong_with_it(site, desk):
-    with running_miner(desk, ("XAU has no bars",)) as port:
+    warnings = ("XAU has no bars",)
+    with running_miner(desk, site.settings.state_dir, warnings) as port:
         sentence = only(set_up(site, port=port), "warning", f"port {port}")
     assert "says degraded: XAU has no bars; see its status page" in sentence
 
 
-def test_our_own_axon_on_the_port_is_no_fault(site, desk):
+@contextmanager
+def running_axon(site, desk):
+    """The site, its axon's port that of an axon that runs."""
     opened, engine = desk
     axon = replace(site.operator.axon, ip=HERE, port=0, external_ip=HERE)
     server = AxonServer(axon)
     try:
         server.start(opened, chain=StaticChain(), policy=CallerPolicy(), now=engine.now)
         there = replace(site.operator, axon=replace(axon, port=server.port))
-        assert complaints(replace(site, operator=there)) == []
+        yield replace(site, operator=there)
     finally:
         server.stop()
+
+
+def test_our_own_axon_on_the_port_is_no_fault(site, desk):
+    state_dir = site.settings.state_dir
+    with running_axon(site, desk) as there, running_miner(desk, state_dir) as port:
+        assert complaints(set_up(there, port=port)) == []
+
+
+def test_another_miners_axon_on_the_port_is_found(site, desk, tmp_path):
+    with running_axon(site, desk) as there, running_miner(desk, tmp_path) as port:
+        axon = f"port {there.operator.axon.port}"
+        assert "choose another port with --axon.port" in only(there, "failure", axon)
+        found = complaints(set_up(there, port=port))
+        assert [entry[:2] for entry in found] == [("failure", axon), ("failure", f"port {port}")]
 
 
 # ---------------------------------------------------------------- checks that fail themselves

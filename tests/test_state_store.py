@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 import state_store
 from errors import BusyError, StateError
-from state_store import StateStore, locked, write_atomically
+from state_store import StateStore, folder_mark, locked, write_atomically
 
 DAY = 86_400
 START = 1_764_547_200  # 2025-12-01, midnight UTC
@@ -92,6 +92,17 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(
     assert remedy in text
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_known_by_whatever_path_it_is_reached(tmp_path):
+    one, other, link = tmp_path / "one", tmp_path / "other", tmp_path / "link"
+    assert folder_mark(one) is None
+    one.mkdir()
+    other.mkdir()
+    link.symlink_to(one)
+    mark = folder_mark(one)
+    assert mark == folder_mark(link) == folder_mark(other / ".." / "one")
+    assert mark != folder_mark(other)
 
 
 def test_a_folder_that_is_a_file_is_one_clear_sentence(tmp_path):
