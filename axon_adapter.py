@@ -51,6 +51,7 @@ from chain import (
 )
 from domain import Forecast
 from errors import ChainUnavailable, ConfigError, MinerError, RequestError, TooLate
+from miner_facts import AxonFacts
 from operator_flags import (
     AXON_REQUIREMENTS,
     AxonSettings,
@@ -283,19 +284,22 @@ class AxonServer:
         self._settings = settings
         self._wallet = load_wallet(settings)
         self._listener = _listen(settings.ip, settings.port)
+        # Asked for once: a server that ends closes its socket, and must still be named.
+        self._port = int(self._listener.getsockname()[1])
         # Given here, so that bittensor does not ask the internet for it.
         self.axon: Any = bt.Axon(
             wallet=self._wallet,
             port=self.port,
             external_ip=settings.external_ip or "0.0.0.0",  # noqa: S104
         )
+        self._chain: Chain | None = None
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
 
     @property
     def port(self) -> int:
         """The TCP port it listens on."""
-        return int(self._listener.getsockname()[1])
+        return self._port
 
     @property
     def hotkey(self) -> str:
@@ -306,6 +310,11 @@ class AxonServer:
     def is_serving(self) -> bool:
         """Whether prompts are being answered, for a health check."""
         return self._thread is not None and self._thread.is_alive()
+
+    def facts(self) -> AxonFacts:
+        """How the axon and its chain are, for a health check; any thread may ask."""
+        chain = self._chain.health() if isinstance(self._chain, SyncedChain) else None
+        return AxonFacts(port=self.port, is_up=self.is_serving, chain=chain)
 
     def endpoint(self) -> Endpoint:
         """What to publish. Raises: SourceUnavailable if our address cannot be found."""
@@ -318,6 +327,7 @@ class AxonServer:
         self, desk: AnswerDesk, *, chain: Chain, policy: CallerPolicy, now: Callable[[], float]
     ) -> Self:
         """Serve until `stop`. `now`: the market's present, Unix seconds."""
+        self._chain = chain
         self.axon.attach(forward_fn=_forward(desk, self.hotkey, now), verify_fn=_verified)
 
         def turned_away(who: str, reason: str) -> None:

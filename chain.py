@@ -92,6 +92,20 @@ class ChainSnapshot:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainHealth:
+    """How well the chain is known, for a health check."""
+
+    age_s: float | None  # of the latest snapshot; None: none was ever taken
+    uid: int | None  # our own there; None: our hotkey is not registered, as far as is known
+    fault: str | None  # why the last reading or publishing failed, one sentence
+
+    @property
+    def is_registered(self) -> bool | None:
+        """Whether our hotkey is; None as long as the chain was never read."""
+        return None if self.age_s is None else self.uid is not None
+
+
 class Chain(Protocol):
     """What answering needs of a chain; called for every request."""
 
@@ -163,6 +177,14 @@ class SyncedChain:
     def age_s(self) -> float | None:
         """Seconds since the snapshot was taken."""
         return None if self._snapshot is None else time.time() - self._snapshot.taken_at
+
+    def health(self) -> ChainHealth:
+        """The chain as it is known now, from memory; any thread may ask."""
+        known = self._snapshot
+        neuron = known.neurons.get(self._own_hotkey) if known else None
+        return ChainHealth(
+            age_s=self.age_s(), uid=neuron.uid if neuron else None, fault=self._fault
+        )
 
     def start(self) -> None:
         """Renew now, and again and again."""

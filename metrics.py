@@ -5,6 +5,7 @@ handles, start time) is told under the client library's usual names. A label
 never holds what a caller may choose: unknown assets are counted as "other".
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, TypeAlias, TypeVar
 
@@ -15,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from answer_desk import ANSWERED, AnswerRecord, DeskLoad
 from config import ASSETS
-from miner_facts import MarketFacts, MinerFacts
+from miner_facts import AxonFacts, MarketFacts, MinerFacts
 from own_scores import OwnScore
 
 T = TypeVar("T")
@@ -132,6 +133,8 @@ class _Readings(Collector):
         for name, text, tell in _OWN:
             yield _by_market(name, text, [(m, tell(m.own)) for m in facts.markets if m.own])
         yield _calibration(facts)
+        if facts.axon is not None:
+            yield from _of_axon(facts.axon)
         load = self._load()
         for name, text, measure in _LOAD:
             yield GaugeMetricFamily(f"{PREFIX}{name}", text, value=measure(load))
@@ -146,6 +149,20 @@ def _by_market(name: str, text: str, values: Sequence[tuple[MarketFacts, float |
         if value is not None:
             gauge.add_metric((market.asset, market.frequency.value), float(value))
     return gauge
+
+
+def _of_axon(axon: AxonFacts) -> Iterator[Metric]:
+    """What only an axon has; nothing of a chain where there is none."""
+    yield GaugeMetricFamily(f"{PREFIX}axon_up", "1 while the axon listens, else 0", axon.is_up)
+    chain = axon.chain
+    if chain is None:
+        return
+    age_s = math.inf if chain.age_s is None else chain.age_s  # so that an alert sees it
+    text = "Time since the chain was read, infinite before the first time"
+    yield GaugeMetricFamily(f"{PREFIX}chain_age_seconds", text, age_s)
+    if chain.is_registered is not None:
+        text = "1 if our hotkey is registered, else 0"
+        yield GaugeMetricFamily(f"{PREFIX}registered", text, chain.is_registered)
 
 
 def _calibration(facts: MinerFacts) -> Metric:

@@ -39,7 +39,7 @@ from http_service import bind, build_app, server_for
 from ledger import LEDGER_FILE, Ledger
 from live_market import LiveMarket
 from metrics import Metrics
-from miner_facts import EngineFacts, MarketFacts, MinerFacts
+from miner_facts import AxonFacts, EngineFacts, MarketFacts, MinerFacts, with_axon
 from operator_flags import (
     PAGE_PORT,
     OperatorSettings,
@@ -92,6 +92,7 @@ class Miner:
         self._settings = settings
         self._source = source
         self._is_loaded = False
+        self.axon: Callable[[], AxonFacts] | None = None  # set while there is one
         self.ledger = Ledger(settings.state_dir / LEDGER_FILE)
         profile = protocol_profile(settings.profile)
         self.scores = ScoreKeeper(self.ledger, self.engine, profile, seed=settings.seed)
@@ -160,7 +161,9 @@ class Miner:
         return self.engine.due()
 
     def _fill(self, facts: MinerFacts) -> MinerFacts:
-        """The facts with quotes, calibration and feeds that fail."""
+        """The facts with quotes, calibration, feeds that fail, and the axon."""
+        if self.axon is not None:
+            facts = with_axon(facts, self.axon())
         if self.market is None:
             return facts
         return replace(
@@ -328,6 +331,7 @@ def _axon(miner: "Miner", operator: OperatorSettings, settings: Settings) -> Ite
     store = StateStore(settings.state_dir)
     with serving(miner.desk, operator, store, now=miner.clock.now) as axon:
         log.info("axon", extra={"port": axon.port, "hotkey": axon.hotkey})
+        miner.axon = axon.facts
         yield
 
 

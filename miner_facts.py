@@ -10,9 +10,10 @@ Everything is read from memory; nothing here waits for a disk or a network.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, TypeAlias
 
+from chain import SYNC_S, ChainHealth
 from config import FREQUENCIES, NUM_PATHS, Frequency
 from domain import Forecast, ForecastRequest, MarketHistory
 from errors import MinerError
@@ -20,6 +21,7 @@ from forecast_engine import ForecastEngine
 from own_scores import OwnScore, Pair
 
 STALE_BARS: Final = 5  # bars later than this many are worth a warning
+STALE_CHAIN_S: Final = 3 * SYNC_S  # a reading that hangs has no fault to tell
 FAN_PATHS: Final = NUM_PATHS // 4  # enough for the bands of a picture
 
 Fan: TypeAlias = tuple[Forecast, MarketHistory]
@@ -48,6 +50,15 @@ class MarketFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AxonFacts:
+    """The axon, and what it knows of its chain."""
+
+    port: int
+    is_up: bool
+    chain: ChainHealth | None  # None: a static one, which cannot fail
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MinerFacts:
     """The whole miner at one moment."""
 
@@ -58,6 +69,7 @@ class MinerFacts:
     obstacles: tuple[str, ...] = ()  # why nothing can be answered, one sentence each
     warnings: tuple[str, ...] = ()  # what an operator should look at, one sentence each
     details: tuple[tuple[str, str], ...] = ()  # more to show as it is: ("netuid", "50"), …
+    axon: AxonFacts | None = None  # None: validators are not answered by an axon
 
     @property
     def assets(self) -> tuple[str, ...]:
@@ -177,3 +189,45 @@ def _doubts(markets: tuple[MarketFacts, ...], now: float) -> list[str]:
                 f"{market.asset} {market.frequency}: the last bar is {minutes:.0f} minutes old"
             )
     return sentences
+
+
+# ---------------------------------------------------------------- axon and chain
+
+
+def with_axon(facts: MinerFacts, axon: AxonFacts) -> MinerFacts:
+    """The facts with those of the axon: a dead one is an obstacle, an unknown chain a warning."""
+    down = () if axon.is_up else (f"the axon on port {axon.port} has stopped; restart the miner",)
+    return replace(
+        facts,
+        axon=axon,
+        obstacles=(*facts.obstacles, *down),
+        warnings=(*facts.warnings, *(_chain_doubts(axon.chain) if axon.chain else ())),
+        details=(*facts.details, *_axon_details(axon)),
+    )
+
+
+def _chain_doubts(chain: ChainHealth) -> list[str]:
+    sentences = []
+    if chain.fault is not None:
+        sentences.append(chain.fault.rstrip("."))
+    if chain.age_s is None:
+        sentences.append("the chain was not read yet, so only whitelisted callers are answered")
+    elif chain.age_s > STALE_CHAIN_S:
+        minutes = chain.age_s / 60
+        sentences.append(
+            f"the chain was last read {minutes:.0f} minutes ago, stakes are those of then"
+        )
+    if chain.is_registered is False:
+        sentences.append("our hotkey is not registered on this subnet, so no validator will ask")
+    return sentences
+
+
+def _axon_details(axon: AxonFacts) -> list[tuple[str, str]]:
+    details = [("axon", f"on port {axon.port}" if axon.is_up else "stopped")]
+    if axon.chain is None:
+        return details
+    if axon.chain.uid is not None:
+        details.append(("uid", str(axon.chain.uid)))
+    age_s = axon.chain.age_s
+    details.append(("chain", "not read yet" if age_s is None else f"read {age_s / 60:.0f} min ago"))
+    return details

@@ -25,6 +25,7 @@ from pydantic import BaseModel, Field
 
 import axon_adapter
 import axon_gate
+import miner
 import slow_callers
 from answer_desk import AnswerDesk, AnswerRecord, Outcome
 from axon_adapter import AxonServer, BittensorReader, bt, load_wallet, serving, snapshot_of
@@ -35,6 +36,8 @@ from data_fetcher import SimulatedSource
 from domain import ForecastRequest
 from errors import ChainUnavailable, ConfigError, NoPriceError, RequestError
 from forecast_engine import ForecastEngine
+from http_service import bind, server_for
+from miner_facts import AxonFacts
 from operator_flags import (
     AxonSettings,
     ChainKind,
@@ -43,6 +46,7 @@ from operator_flags import (
     Transport,
 )
 from state_store import StateStore
+from tests.waiting import wait_for
 from wire_format import format_iso, parse_iso_minute, validate_answer
 
 ExtrinsicResponse = bt.core.types.ExtrinsicResponse
@@ -802,6 +806,7 @@ def test_a_stopped_axon_frees_its_port(here, engine):
         port = other.port
         assert other.is_serving
     assert not other.is_serving
+    assert other.facts() == AxonFacts(port=port, is_up=False, chain=None)
     with socket.create_server((HERE, port)):
         pass
 
@@ -927,6 +932,10 @@ def test_the_last_known_stakes_serve_while_no_chain_can_be_reached(here, engine,
         for name, status in (("validator", 200), ("stranger", 200), ("poor", 403)):
             headers = signed(other, CALLERS[name])
             assert post(caller, headers, prompt(engine)).status_code == status
+        chain = wait_for(lambda: (found := other.facts().chain) and found.fault and found)
+        assert chain
+        assert "cannot be read" in str(chain.fault)
+        assert chain.is_registered is False  # the last known subnet does not list us
     desk.close()
     desk._pool.shutdown(wait=True)
     assert set(threading.enumerate()) <= before
@@ -935,10 +944,68 @@ def test_the_last_known_stakes_serve_while_no_chain_can_be_reached(here, engine,
 def test_a_static_chain_starts_no_thread_for_it(here, engine, tmp_path):
     desk = Desk(engine)
     chosen = operator(here, ChainKind.STATIC, "finney", "stranger")
-    with serving(desk, chosen, StateStore(tmp_path), now=engine.now):
+    with serving(desk, chosen, StateStore(tmp_path), now=engine.now) as other:
         assert "chain" not in {thread.name for thread in threading.enumerate()}
+        assert other.facts() == AxonFacts(port=other.port, is_up=True, chain=None)
     desk.close()
     assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------- its health, on our pages
+
+
+@contextmanager
+def pages(here, folder, kind, monkeypatch):
+    """A miner with an axon, and a client of its pages; no duty runs."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [*root.handlers])  # the miner adds one for its page
+    chosen = Settings(source="simulated", state_dir=folder, model_dir=folder)
+    running = miner.Miner(chosen, None, SimulatedSource(days=3, assets=("BTC",)))
+    listener, server = bind(HERE, 0), server_for(running.app)
+    base = f"http://{HERE}:{listener.getsockname()[1]}"
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    try:
+        with miner._axon(running, operator(here, kind, f"ws://{HERE}:1"), chosen):
+            thread.start()
+            try:
+                with httpx.Client(base_url=base, timeout=20) as opened:
+                    yield running, opened
+            finally:
+                server.should_exit = True
+                thread.join(20)
+    finally:
+        listener.close()
+        running.close()
+
+
+def told_of_axon(client):
+    text = client.get("/metrics").text
+    return dict(
+        re.findall(r"^lgbm_miner_(axon_up|chain_age_seconds|registered) (\S+)", text, re.MULTILINE)
+    )
+
+
+def test_a_dead_axon_makes_the_miner_unready_and_the_pages_say_so(here, tmp_path, monkeypatch):
+    with pages(here, tmp_path, ChainKind.STATIC, monkeypatch) as (running, client):
+        well = client.get("/healthz")
+        assert (well.status_code, well.json()["ready"]) == (200, True)
+        assert told_of_axon(client) == {"axon_up": "1.0"}
+        running.axon.__self__._server.should_exit = True
+        wait_for(lambda: not running.axon().is_up)
+        dead = client.get("/healthz")
+        assert (dead.status_code, dead.json()["status"]) == (503, "not ready")
+        assert any("the axon on port" in reason for reason in dead.json()["reasons"])
+        assert told_of_axon(client) == {"axon_up": "0.0"}
+        assert "has stopped; restart the miner" in client.get("/").text
+
+
+def test_an_unreachable_chain_leaves_the_miner_ready_and_degraded(here, tmp_path, monkeypatch):
+    with pages(here, tmp_path, ChainKind.BITTENSOR, monkeypatch) as (running, client):
+        wait_for(lambda: running.axon().chain.fault)
+        found = client.get("/healthz")
+        assert (found.status_code, found.json()["status"]) == (200, "degraded")
+        assert any("cannot be read" in sentence for sentence in found.json()["warnings"])
+        assert told_of_axon(client) == {"axon_up": "1.0", "chain_age_seconds": "+Inf"}
 
 
 # ---------------------------------------------------------------- bittensor in our process

@@ -175,6 +175,33 @@ def test_a_bug_in_a_reading_is_logged_and_survived(store, caplog):
     assert "fault of the miner" in (chain.fault or "")
 
 
+# ---------------------------------------------------------------- its health
+
+
+def test_a_chain_that_was_never_read_has_no_age_and_nobody_is_known_to_be_registered(store):
+    chain = synced(Reader(DOWN), store)
+    chain._attempt()
+    health = chain.health()
+    assert (health.age_s, health.uid, health.is_registered) == (None, None, None)
+    assert health.fault == str(DOWN)
+
+
+def test_the_health_of_a_chain_names_our_uid_and_outlives_an_outage(store):
+    chain = synced(Reader(snapshot(), DOWN), store)
+    chain._attempt()
+    assert (chain.health().uid, chain.health().fault) == (7, None)
+    chain._attempt()
+    health = chain.health()
+    assert (health.uid, health.is_registered, health.fault) == (7, True, str(DOWN))
+    assert health.age_s is not None
+
+
+def test_a_hotkey_that_the_chain_does_not_list_is_not_registered(store):
+    chain = synced(Reader(snapshot(other=neuron(1))), store)
+    chain._attempt()
+    assert (chain.health().uid, chain.health().is_registered) == (None, False)
+
+
 # ---------------------------------------------------------------- our own address
 
 

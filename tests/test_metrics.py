@@ -7,10 +7,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from answer_desk import AnswerRecord, Caller, DeskLoad, Outcome
+from chain import ChainHealth
 from config import Frequency
 from domain import Diagnostics, ForecastRequest
 from metrics import CONTENT_TYPE, Metrics
-from miner_facts import MarketFacts, MinerFacts
+from miner_facts import AxonFacts, MarketFacts, MinerFacts
 from own_scores import OwnScore
 
 NOW = 1_766_102_700.0
@@ -162,3 +163,36 @@ def test_a_score_without_a_yardstick_is_no_number():
     facts = replace(FACTS, markets=(odd,))
     found = scraped(Metrics(lambda: facts, lambda: LOAD))
     assert math.isnan(found["own_crps_ratio", "BTC", "hf"])
+
+
+# ---------------------------------------------------------------- the axon
+
+AXON_NAMES = {"axon_up", "chain_age_seconds", "registered"}
+
+
+def of_axon(axon):
+    facts = replace(FACTS, axon=axon)
+    found = scraped(Metrics(lambda: facts, lambda: LOAD))
+    return {name: value for (name, *_), value in found.items() if name in AXON_NAMES}
+
+
+def test_without_an_axon_nothing_is_told_of_one():
+    assert of_axon(None) == {}
+
+
+def test_an_axon_without_a_chain_tells_only_whether_it_listens():
+    assert of_axon(AxonFacts(port=8091, is_up=True, chain=None)) == {"axon_up": 1}
+    assert of_axon(AxonFacts(port=8091, is_up=False, chain=None)) == {"axon_up": 0}
+
+
+@pytest.mark.parametrize(("uid", "registered"), [(7, 1), (None, 0)])
+def test_the_age_of_the_chain_and_our_place_on_it_are_told(uid, registered):
+    chain = ChainHealth(age_s=42.0, uid=uid, fault=None)
+    found = of_axon(AxonFacts(port=8091, is_up=True, chain=chain))
+    assert found == {"axon_up": 1, "chain_age_seconds": 42, "registered": registered}
+
+
+def test_a_chain_that_was_never_read_is_infinitely_old_and_registers_nobody():
+    chain = ChainHealth(age_s=None, uid=None, fault="down.")
+    found = of_axon(AxonFacts(port=8091, is_up=True, chain=chain))
+    assert found == {"axon_up": 1, "chain_age_seconds": math.inf}

@@ -4,10 +4,19 @@ from dataclasses import replace
 
 import pytest
 
+from chain import ChainHealth
 from config import Frequency, Settings
 from errors import UnknownAsset
 from forecast_engine import ForecastEngine
-from miner_facts import FAN_PATHS, STALE_BARS, EngineFacts
+from miner_facts import (
+    FAN_PATHS,
+    STALE_BARS,
+    STALE_CHAIN_S,
+    AxonFacts,
+    EngineFacts,
+    MinerFacts,
+    with_axon,
+)
 from own_scores import OwnScore
 
 OWN = OwnScore(
@@ -97,3 +106,48 @@ def test_whoever_wires_the_miner_can_add_what_the_engine_does_not_know(engine):
     assert EngineFacts(engine, source="archive", extra=add).facts().warnings == (
         "the chain is silent",
     )
+
+
+# ---------------------------------------------------------------- axon and chain
+
+BARE = MinerFacts(now=1.0, source="venue", is_live=True, markets=(), warnings=("a feed fails",))
+WELL = ChainHealth(age_s=61.0, uid=7, fault=None)
+
+
+def told(chain=WELL, *, is_up=True):
+    return with_axon(BARE, AxonFacts(port=8091, is_up=is_up, chain=chain))
+
+
+def test_an_axon_that_is_well_adds_nothing_to_worry_about():
+    facts = told()
+    assert (facts.obstacles, facts.warnings) == ((), ("a feed fails",))
+    assert facts.details == (("axon", "on port 8091"), ("uid", "7"), ("chain", "read 1 min ago"))
+
+
+def test_an_axon_that_has_stopped_is_an_obstacle():
+    facts = told(is_up=False)
+    assert facts.obstacles == ("the axon on port 8091 has stopped; restart the miner",)
+    assert facts.details[0] == ("axon", "stopped")
+
+
+def test_a_static_chain_is_nothing_to_warn_of():
+    facts = told(None)
+    assert facts.warnings == BARE.warnings
+    assert facts.details == (("axon", "on port 8091"),)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"fault": "the chain did not take our address."}, "the chain did not take our address"),
+        ({"uid": None}, "our hotkey is not registered"),
+        ({"age_s": STALE_CHAIN_S + 1}, "the chain was last read 30 minutes ago"),
+        ({"age_s": None, "uid": None}, "the chain was not read yet"),
+    ],
+)
+def test_a_chain_that_is_not_well_is_a_warning_and_no_obstacle(changes, words):
+    facts = told(replace(WELL, **changes))
+    assert facts.obstacles == ()
+    (added,) = facts.warnings[1:]
+    assert added.startswith(words)
+    assert not added.endswith(".")
