@@ -20,11 +20,12 @@ import pytest
 
 from answer_desk import DeskLoad, Outcome
 from bar_store import BarStore
+from chain import ChainHealth
 from config import Frequency, Settings, load_settings
 from domain import Bars
 from http_service import bind
 from metrics import Metrics
-from miner_facts import MarketFacts, MinerFacts
+from miner_facts import AxonFacts, MarketFacts, MinerFacts
 from operator_flags import Transport, add_operator_arguments, operator_settings, page_port
 from own_scores import OwnScore
 
@@ -265,7 +266,7 @@ def test_the_image_runs_as_a_user_without_rights():
 
 
 def told_metrics():
-    """Names of all series that a miner with one market tells."""
+    """Names of all series that a miner with one market and an axon tells."""
     own = OwnScore(answers=1, score=1.0, ewma_t=1.0, covered=0.8, **_rest_of_own_score())
     market = MarketFacts(
         asset="BTC",
@@ -279,7 +280,8 @@ def told_metrics():
         own=own,
         calibration={"level": 1.0},
     )
-    facts = MinerFacts(now=1.0, source="venue", is_live=True, markets=(market,))
+    axon = AxonFacts(port=1, is_up=True, chain=ChainHealth(age_s=1.0, uid=0, fault=None))
+    facts = MinerFacts(now=1.0, source="venue", is_live=True, markets=(market,), axon=axon)
     load = DeskLoad(**dict.fromkeys(DeskLoad.__dataclass_fields__, 0))
     page = Metrics(lambda: facts, lambda: load).page().decode()
     return set(re.findall(r"^# TYPE (\w+)", page, flags=re.MULTILINE))
@@ -306,7 +308,7 @@ def test_alerts_name_outcomes_that_exist_and_the_page_names_the_alerts():
     }
     assert outcomes <= {outcome.value for outcome in Outcome}
     alerts = re.findall(r"- alert: (\w+)", rules)
-    assert len(alerts) == 5
+    assert len(alerts) == 6
     assert re.findall(r"^\| `(Miner\w+)` ", PAGES[0].read_text(), flags=re.MULTILINE) == alerts
 
 
