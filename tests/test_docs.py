@@ -20,12 +20,16 @@ SCRIPTS = sorted(
 )
 
 
+# How the commands of an installation under systemd begin.
+INSTALLED = re.compile(r"^sudo (-u \S+ )?|(/opt/lgbm-miner/)?\.venv/bin/|/opt/lgbm-miner/")
+
+
 def fenced_commands(text):
-    """Shell commands in ``` fences: prompts and comments removed, continued lines joined."""
+    """Shell commands in ``` fences: prompts, users and folders removed, continued lines joined."""
     commands = []
     for block in re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines():
-            command = line.strip().removeprefix("$ ")
+            command = INSTALLED.sub("", line.strip().removeprefix("$ "))
             if re.match(r"(python3? \S+\.py|make)\b", command):
                 commands.append(command)
     return commands
