@@ -537,6 +537,7 @@ def _log(told: AnswerRecord) -> None:
     line |= {
         "frequency": told.diagnostics.frequency,
         "rung": told.diagnostics.rung,
+        "anchor": told.diagnostics.anchor_source,
         "price_age_s": told.diagnostics.price_age_s,
     }
     log.info("answered", extra=line)

@@ -84,6 +84,12 @@ class Metrics:
             ["asset", "frequency", "rung"],
             registry=self._registry,
         )
+        self._anchors = Counter(
+            f"{PREFIX}answers_by_anchor",
+            "Answers by where the price that they start from was taken",
+            ["asset", "anchor"],
+            registry=self._registry,
+        )
         self._seconds = Histogram(
             f"{PREFIX}answer_seconds",
             "Time from arrival to the encoded answer",
@@ -102,6 +108,7 @@ class Metrics:
         asset = record.request.asset if record.request.asset in ASSETS else "other"
         frequency = record.diagnostics.frequency
         self._answers.labels(asset, frequency, record.diagnostics.rung).inc()
+        self._anchors.labels(asset, record.diagnostics.anchor_source).inc()
         self._seconds.labels(frequency, record.outcome.value).observe(record.ms / 1e3)
 
     def page(self) -> bytes:

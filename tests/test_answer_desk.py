@@ -484,7 +484,7 @@ def test_every_outcome_leaves_one_log_line(desk, caplog):
     line, refusal = caplog.records
     assert (line.getMessage(), line.asset, line.frequency) == ("answered", "BTC", "hf")
     assert (line.caller, line.transport, line.rung) == ("5Validator", "axon", "lightgbm")
-    assert (line.price_age_s, line.outcome) == (10, "computed")
+    assert (line.anchor, line.price_age_s, line.outcome) == ("last_bar", 10, "computed")
     assert (refusal.getMessage(), refusal.outcome) == ("refused", "too_late")
 
 

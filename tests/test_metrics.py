@@ -13,6 +13,7 @@ from domain import Diagnostics, ForecastRequest
 from metrics import CONTENT_TYPE, Metrics
 from miner_facts import AxonFacts, MarketFacts, MinerFacts
 from own_scores import OwnScore
+from price_board import AnchorSource
 
 NOW = 1_766_102_700.0
 LOAD = DeskLoad(waiting=3, running=2, cached=7, cached_bytes=1234, seconds_per_day_answer=0.25)
@@ -44,7 +45,7 @@ BARE = MarketFacts(
 FACTS = MinerFacts(now=NOW, source="venue", is_live=True, markets=(TRAINED, BARE))
 
 
-def record(outcome=Outcome.COMPUTED, asset="BTC", ms=41.0):
+def record(outcome=Outcome.COMPUTED, asset="BTC", ms=41.0, anchor="quote"):
     answered = outcome in (Outcome.COMPUTED, Outcome.REPEATED)
     return AnswerRecord(
         at=NOW,
@@ -63,6 +64,7 @@ def record(outcome=Outcome.COMPUTED, asset="BTC", ms=41.0):
             model_id=None,
             trained_until=None,
             models_saw_later_bars=False,
+            anchor_source=anchor,
         )
         if answered
         else None,
@@ -133,6 +135,14 @@ def test_answers_are_counted_by_outcome_rung_and_time(metrics):
     assert found["answer_seconds_sum", "computed", "hf"] == pytest.approx(0.082)
     assert found["answer_seconds_bucket", "0.05", "computed", "hf"] == 2
     assert found["answer_seconds_bucket", "0.025", "computed", "hf"] == 0
+
+
+@pytest.mark.parametrize("source", list(AnchorSource))
+def test_answers_are_counted_by_the_step_of_the_price_ladder(metrics, source):
+    for outcome in (Outcome.COMPUTED, Outcome.REPEATED, Outcome.NO_PRICE):
+        metrics.observe(record(outcome, anchor=source.value))
+    anchors = {key[1:]: n for key, n in scraped(metrics).items() if "by_anchor_total" in key[0]}
+    assert anchors == {tuple(sorted(("BTC", source.value))): 2}
 
 
 def test_no_caller_can_make_up_labels(metrics):
