@@ -13,6 +13,7 @@ miner answers from what it has, retries, and says so.
 import logging
 import signal
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -63,6 +64,7 @@ QUOTES_S: Final = 30
 BACKFILL_S: Final = 3600
 REVIEW_S: Final = 1800
 PRUNE_S: Final = 3600
+PROGRESS_S: Final = 60  # between two lines about a back-fill
 TRIM_S: Final = 60
 # At the start the first answer comes first; what is asked for is taken up without these.
 REFRESH_AFTER_S: Final = 2
@@ -186,6 +188,37 @@ class Miner:
         )
 
 
+class BackfillLog:
+    """Says now and then how far one back-fill is: the first one takes up to half an hour.
+
+    A `collector.Progress`, whose calls come one at a time. Days are those of all series.
+    """
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._began = self._called = self._told = monotonic()
+        self._done = self._total = 0
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        """Take note of `done` of `total` days, the latest of `what`; a line a minute at most."""
+        if total != self._total or done <= self._done:  # what earlier rounds left is counted anew
+            self._began = self._called
+        now = self._called = self._monotonic()
+        self._done, self._total = done, total
+        if now - self._told < PROGRESS_S:
+            return
+        self._told = now
+        per_minute = 60 * done / (now - self._began)
+        line = {
+            "latest": what,
+            "days": done,
+            "of": total,
+            "days_per_minute": round(per_minute, 1),
+            "minutes_left": round((total - done) / per_minute, 1),
+        }
+        log.info("fetching the past", extra=line)
+
+
 def duties(miner: Miner, settings: Settings, retrainer: Retrainer) -> list[Duty]:
     """Everything that goes on beside answering, each on its own cadence."""
     refresh = Duty("refresh", miner.refresh, every(REFRESH_S), after_s=REFRESH_AFTER_S)
@@ -215,7 +248,12 @@ def duties(miner: Miner, settings: Settings, retrainer: Retrainer) -> list[Duty]
         plan += [
             Duty("collect", collect, each(miner.clock, 60, offset_s=COLLECT_OFFSET_S)),
             Duty("quotes", market.poll, every(QUOTES_S / market_speed(miner.clock))),
-            Duty("backfill", market.backfill, every(BACKFILL_S), after_s=BACKFILL_AFTER_S),
+            Duty(
+                "backfill",
+                lambda: market.backfill(BackfillLog()),
+                every(BACKFILL_S),
+                after_s=BACKFILL_AFTER_S,
+            ),
         ]
     return plan
 

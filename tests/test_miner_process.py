@@ -67,6 +67,43 @@ def test_states_are_set_aside_and_not_deleted_when_they_are_reset(tmp_path):
     assert len(list((tmp_path / "market" / "archive").glob("BTC_hf.msgpack.damaged-*"))) == 1
 
 
+# ---------------------------------------------------------------- fetching the past
+
+
+def followed(caplog, *calls):
+    """The lines about a back-fill whose calls come at given seconds: time, done, total."""
+    moments = iter([0.0, *(at for at, _, _ in calls)])
+    follow = miner.BackfillLog(lambda: next(moments))
+    with caplog.at_level("INFO", logger="miner"):
+        for _, done, total in calls:
+            follow(done, total, "BTC from binance")
+    return [
+        (line.days, line.of, line.days_per_minute, line.minutes_left)
+        for line in caplog.records
+        if line.getMessage() == "fetching the past"
+    ]
+
+
+def test_a_back_fill_says_at_most_once_a_minute_how_far_it_is(caplog):
+    lines = followed(caplog, *((10.0 * second, second, 90) for second in range(1, 19)))
+    assert lines == [(6, 90, 6.0, 14.0), (12, 90, 6.0, 13.0), (18, 90, 6.0, 12.0)]
+    assert caplog.records[0].latest == "BTC from binance"
+
+
+def test_a_back_fill_of_less_than_a_minute_says_nothing(caplog):
+    assert followed(caplog, (1.0, 1, 2), (59.0, 2, 2)) == []
+
+
+def test_the_rate_of_a_round_is_its_own(caplog):
+    """What the first round left is fetched from other feeds, which may be slower."""
+    lines = followed(caplog, (30.0, 300, 300), (90.0, 2, 10), (150.0, 4, 10))
+    assert lines == [(2, 10, 2.0, 4.0), (4, 10, 2.0, 3.0)]
+
+
+def test_a_round_of_as_many_days_as_the_last_is_still_another(caplog):
+    assert followed(caplog, (30.0, 4, 4), (90.0, 1, 4)) == [(1, 4, 1.0, 3.0)]
+
+
 # ---------------------------------------------------------------- the process
 
 
