@@ -202,6 +202,18 @@ def test_a_hotkey_that_the_chain_does_not_list_is_not_registered(store):
     assert (chain.health().uid, chain.health().is_registered) == (None, False)
 
 
+def test_a_publication_that_the_chain_refuses_is_a_fault_of_a_chain_that_is_read(store):
+    class Refusing(Reader):
+        def publish(self, endpoint):
+            raise ChainUnavailable(f"the chain did not take our address {endpoint}.")
+
+    chain = synced(Refusing(snapshot(published=None)), store)
+    chain._attempt()
+    health = chain.health()
+    assert (health.uid, health.fault) == (7, f"the chain did not take our address {HOME}.")
+    assert health.age_s is not None
+
+
 # ---------------------------------------------------------------- our own address
 
 
