@@ -59,13 +59,13 @@ def test_a_process_that_outlives_the_miner_is_counted_and_killed(life):
 def test_its_log_and_its_vitals_are_kept_and_the_end_does_not_count(life, tmp_path):
     miner = life(FORGETFUL)
     miner.wait_until_serving()
-    wait_for(lambda: miner.vitals)
+    # Between its fork and its program a process has next to nothing.
+    (first, *_) = wait_for(lambda: [entry for entry in miner.vitals if entry.rss_mb > 1])
     miner.stop()
     count = len(miner.vitals)
     miner.end()
     assert len(miner.vitals) <= count + 1
-    assert miner.vitals[0].rss_mb > 1
-    assert miner.vitals[0].handles >= 3
+    assert first.handles >= 3
     assert log_lines(tmp_path / "miner.log") == ["level=info event=answered"]
     assert log_lines(tmp_path / "nothing.log") == ()
 
