@@ -46,7 +46,7 @@ from model_store import publication, published_sets
 from path_simulator import StepLaw
 from price_board import Anchor, AnchorSource, PriceBoard
 from state_store import StateStore
-from uncertainty_engine import step_scales
+from uncertainty_engine import Controller, neutral_controller, step_scales
 from wire_format import format_iso
 
 log = logging.getLogger(__name__)
@@ -596,6 +596,30 @@ def _from_schema_3(document: dict[str, Any]) -> dict[str, Any]:
 
 
 MIGRATIONS: Final = {2: _from_schema_2, 3: _from_schema_3}
+
+
+def reset_calibration(state_dir: Path) -> tuple[str, ...]:
+    """Let the online calibration of every saved market go on from neutral; their names.
+
+    Before an engine opens. The newest state alone forgets: it is what answers follow
+    from until a set is trained anew, which brings a calibration of its own. Moments
+    before it are replayed as they were. Raises StateError if the disk refuses.
+    """
+    store, names = StateStore(state_dir), []
+    for name in store.names(STATE_KIND):
+        try:
+            document = store.load(STATE_KIND, name, STATE_SCHEMA, migrations=MIGRATIONS)
+        except StateError as error:
+            log.warning("%s", error)
+            continue
+        if document and document["states"]:
+            newest = document["states"][-1]
+            spec = FREQUENCIES[Frequency(name.rpartition("_")[2])]
+            known_until = Controller.from_dict(newest["controller"]).end_ts
+            newest["controller"] = neutral_controller(spec, known_until).to_dict()
+            store.save(STATE_KIND, name, STATE_SCHEMA, document)
+            names.append(name)
+    return tuple(names)
 
 
 def _take_note(market: _Market, sentence: str) -> None:

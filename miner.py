@@ -35,7 +35,7 @@ from console import (
     settings_from,
 )
 from data_fetcher import BarSource, LiveSource, open_source
-from forecast_engine import STATE_KIND, ForecastEngine
+from forecast_engine import ForecastEngine, reset_calibration
 from http_service import bind, build_app, server_for
 from ledger import LEDGER_FILE, Ledger
 from live_market import LiveMarket
@@ -333,7 +333,7 @@ def main() -> int:
         log.warning("%s", remark)
     _on_stop_signals(lambda *_: sys.exit(0))  # nothing to save yet
     if args.reset_calibration:
-        forget_states(settings)
+        log.info("calibration reset", extra={"markets": reset_calibration(settings.state_dir)})
     with ExitStack() as opened:
         listener = bind(
             settings.host, page_port(settings, operator)
@@ -351,13 +351,6 @@ def main() -> int:
         log.info("stopping")
     log.info("stopped")
     return 0
-
-
-def forget_states(settings: Settings) -> None:
-    """Set the carried averages and controllers aside: they begin again from models and bars."""
-    store = StateStore(settings.state_dir)
-    for name in store.names(STATE_KIND):
-        store.set_aside(STATE_KIND, name, "was reset by --reset-calibration")
 
 
 @contextmanager
@@ -411,7 +404,7 @@ def _arguments() -> Namespace:
     group.add_argument(
         "--reset-calibration",
         action="store_true",
-        help="forget what past outcomes taught the controller since the last training",
+        help="start the online calibration from neutral, until a set is trained anew",
     )
     return parser.parse_args()
 

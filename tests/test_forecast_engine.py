@@ -30,6 +30,7 @@ from forecast_engine import (
     forecast,
     request_frequency,
     request_rng,
+    reset_calibration,
 )
 from lgbm_predictor import CALIBRATION, SCALE_MODEL, load_model_set
 from market_view import Rung, first_state, view_with_models
@@ -528,6 +529,40 @@ def test_a_saved_state_is_what_a_restart_goes_on_from(engine, archive, settings,
         restarted.answer(hour(engine)).paths.tobytes()
         == engine.answer(hour(engine)).paths.tobytes()
     )
+
+
+def test_a_reset_calibration_goes_on_from_neutral_and_past_moments_stay(
+    archive, settings, monkeypatch
+):
+    def follows_outcomes(folder):
+        models = load_model_set(folder)
+        return replace(models, calibration=replace(models.calibration, controller_gain=1.0))
+
+    monkeypatch.setattr("forecast_engine.load_model_set", follows_outcomes)
+    before = ForecastEngine.open(archive, settings)
+    earlier = before.now() - 2 * DAY_S
+    past = before.answer(ask(earlier), origin=earlier).paths
+    learnt = before.calibration("BTC", HF)
+    assert max(abs(value - 1) for value in learnt.values()) > 1e-3
+    before.checkpoint()
+    assert f"{archive.name}/BTC_hf" in reset_calibration(settings.state_dir)
+    after = ForecastEngine.open(archive, settings)
+    assert set(after.calibration("BTC", HF).values()) == {1.0}
+    assert after.answer(ask(earlier), origin=earlier).paths.tobytes() == past.tobytes()
+    # It stays, whatever starts and stops.
+    after.checkpoint()
+    again = ForecastEngine.open(archive, settings)
+    assert set(again.calibration("BTC", HF).values()) == {1.0}
+    assert again.answer(hour(again)).paths.tobytes() == after.answer(hour(after)).paths.tobytes()
+    assert again.answer(hour(again)).paths.tobytes() != before.answer(hour(before)).paths.tobytes()
+
+
+def test_a_damaged_state_keeps_no_other_from_being_reset(archive, settings, caplog):
+    ForecastEngine.open(archive, settings).checkpoint()
+    flip(settings.state_dir / "market" / archive.name / "BTC_hf.msgpack")
+    assert reset_calibration(settings.state_dir)
+    assert "BTC_hf" in caplog.text
+    assert f"{archive.name}/BTC_hf" not in reset_calibration(settings.state_dir)
 
 
 @pytest.mark.parametrize("damage", [b"", b"junk", None])

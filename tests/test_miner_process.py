@@ -17,7 +17,7 @@ from config import Frequency, Settings
 from data_fetcher import open_source
 from domain import ForecastRequest
 from http_service import bind
-from state_store import StateStore, folder_mark
+from state_store import folder_mark
 from tests.waiting import PATIENCE_S, is_running, wait_for
 from wire_format import parse_iso_minute, validate_answer
 
@@ -57,14 +57,6 @@ def test_a_live_miner_says_at_once_what_it_serves():
         "serving BTC hf+lf, AAPLX lf on http://[::1]:1 from source venue; bars and models are "
         "taken up now, and collected and trained where there are none."
     )
-
-
-def test_states_are_set_aside_and_not_deleted_when_they_are_reset(tmp_path):
-    store = StateStore(tmp_path)
-    store.save("market", "archive/BTC_hf", 4, {"x": 1})
-    miner.forget_states(Settings(state_dir=tmp_path))
-    assert store.names("market") == []
-    assert len(list((tmp_path / "market" / "archive").glob("BTC_hf.msgpack.damaged-*"))) == 1
 
 
 # ---------------------------------------------------------------- fetching the past
