@@ -108,7 +108,7 @@ class AnswerRecord:
     caller: Caller
     outcome: Outcome
     ms: float  # from arrival at the desk to the outcome
-    request: ForecastRequest | None = None  # None: turned away unread
+    request: ForecastRequest | None = None  # None: turned away, or never read
     origin: int | None = None
     format: str | None = None
     diagnostics: Diagnostics | None = None  # None: not answered
@@ -359,10 +359,29 @@ class AnswerDesk:
         """Add an observer, one that needs the desk itself to be made."""
         self._observers = (*self._observers, observer)
 
-    def turn_away(self, caller: Caller, reason: str, *, now: float) -> None:
-        """Let observers know of a request that a transport refused unread."""
-        outcome = Outcome.TURNED_AWAY
-        self._report(AnswerRecord(at=now, caller=caller, outcome=outcome, ms=0.0, reason=reason))
+    def turn_away(
+        self,
+        caller: Caller,
+        reason: str | MinerError,
+        *,
+        now: float,
+        request: ForecastRequest | None = None,
+    ) -> None:
+        """Let observers know of a request that a transport refused itself, and why.
+
+        A start that has passed is `too_late` as it is at the desk: the prompt was missed.
+        """
+        late = isinstance(reason, TooLate)
+        self._report(
+            AnswerRecord(
+                at=now,
+                caller=caller,
+                outcome=Outcome.TOO_LATE if late else Outcome.TURNED_AWAY,
+                ms=0.0,
+                request=request,
+                reason=str(reason),
+            )
+        )
 
     def load(self) -> DeskLoad:
         """How busy the desk is now."""

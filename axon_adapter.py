@@ -442,7 +442,7 @@ async def _answer(desk: AnswerDesk, call: AxonCall, now: float) -> bytes:
     try:
         budget_s = prompt_budget(call.request.start_ts, now)
     except RequestError as error:
-        desk.turn_away(caller, str(error), now=now)
+        desk.turn_away(caller, error, now=now, request=call.request)
         raise
     answer = desk.answer(
         call.request,

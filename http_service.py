@@ -228,7 +228,7 @@ class _Service:
         try:
             wanted, origin, budget_s = read_request(read_body(raw), now, self._speed)
         except RequestError as error:
-            return self._turn_away(caller, refusal_status(error), str(error))
+            return self._turn_away(caller, refusal_status(error), error)
         try:
             answer = await self._desk.answer(
                 wanted,
@@ -244,9 +244,9 @@ class _Service:
             return _error(500, "the answer failed by a fault of the miner; its log has more.")
         return Response(answer.body, media_type="application/json")
 
-    def _turn_away(self, caller: Caller, status: int, sentence: str) -> Response:
-        self._desk.turn_away(caller, sentence, now=self._now())
-        return _error(status, sentence)
+    def _turn_away(self, caller: Caller, status: int, reason: str | MinerError) -> Response:
+        self._desk.turn_away(caller, reason, now=self._now())
+        return _error(status, str(reason))
 
 
 async def _read_limited(request: Request) -> bytes:

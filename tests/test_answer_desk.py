@@ -476,6 +476,16 @@ def test_a_transport_reports_whom_it_turned_away(desk, told):
     assert record.reason == "the signature is missing."
 
 
+def test_a_start_that_had_passed_is_a_missed_prompt_and_no_stranger(desk, told):
+    desk.turn_away(CALLER, TooLate("it has passed."), now=NOW, request=prompt())
+    desk.turn_away(CALLER, RequestError("it is a year ahead."), now=NOW, request=prompt())
+    assert [record.outcome for record in told] == [Outcome.TOO_LATE, Outcome.TURNED_AWAY]
+    assert [(record.request, record.reason) for record in told] == [
+        (prompt(), "it has passed."),
+        (prompt(), "it is a year ahead."),
+    ]
+
+
 def test_every_outcome_leaves_one_log_line(desk, caplog):
     with caplog.at_level(logging.INFO, logger="answer_desk"):
         answered(desk, prompt())

@@ -604,6 +604,7 @@ def test_a_start_that_has_passed_is_too_late_and_told_of(here, engine):
     assert (status, "has passed" in sentence) == (408, True)
     (record,) = desk.told
     assert (record.caller.name, record.reason) == (VALIDATOR.ss58_address, sentence)
+    assert (record.outcome, record.request.asset) == (Outcome.TOO_LATE, "BTC")
 
 
 def test_a_start_too_far_ahead_is_refused(client, server, engine):
