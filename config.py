@@ -611,6 +611,7 @@ class HostLimit:
 
     weight: int
     window_s: float
+    penalty_s: float | None = None  # real seconds of silence after too many; None: not known
 
 
 # Sources: the venues' public documentation, autumn 2026.
@@ -620,7 +621,7 @@ HOST_LIMITS: Final[Mapping[FeedHost, HostLimit]] = MappingProxyType(
         FeedHost.HYPERLIQUID: HostLimit(1200, 60),
         FeedHost.PYTH_HISTORY: HostLimit(90, 10),
         FeedHost.PYTH_ROUTER: HostLimit(90, 10),
-        FeedHost.PYTH_LATEST: HostLimit(30, 10),
+        FeedHost.PYTH_LATEST: HostLimit(30, 10, penalty_s=60),
     }
 )
 

@@ -413,9 +413,10 @@ class HostClient:
         )
 
     def _wait_asked(self, retry_after: str | None, date: float | None) -> float:
-        """For how long not to call; a sixth of the limit's window if the host does not say."""
+        """For how long not to call: as told, as known of the host, or a sixth of its window."""
         seconds = _seconds_until(retry_after, self._now() if date is None else date)
-        return min(seconds or self._limit.window_s / 6, _LONGEST_HOLD_S)
+        limit = self._limit
+        return min(seconds or limit.penalty_s or limit.window_s / 6, _LONGEST_HOLD_S)
 
     def _json(self, body: bytes) -> Any:
         try:

@@ -270,6 +270,20 @@ def test_without_a_useful_word_a_sixth_of_the_window_is_waited(client, venues, s
     assert 10 <= slept[0] <= 11.1
 
 
+def test_a_host_with_a_known_penalty_is_left_alone_for_all_of_it(venues, slept):
+    venues.faults.add(FaultRule(fault=Fault.RATE_LIMITED))
+    client = HostClient(
+        FeedHost.PYTH_LATEST, venues.urls["pyth_latest_url"], now=FixedClock().now,
+        sleep=slept.append,
+    )  # fmt: skip
+    impatient = replace(POLICY, budget_s=10)
+    for words in ("none for 60 s", "leaves no call for"):
+        with pytest.raises(RateLimited, match=words):
+            client.get("v2/updates/price/latest", {}, weight=1, policy=impatient)
+    assert (venues.count(), slept) == (1, [])
+    client.close()
+
+
 def test_a_longer_wait_than_there_is_patience_for_is_refused_without_another_call(
     client, venues, slept
 ):
