@@ -451,9 +451,9 @@ class AnswerDesk:
             evicted = self._make_room(job)
             self._arrivals += 1
             self._waiting[key] = job
+            self._pool.submit(self._work)  # here, so that a closing desk refuses or takes it whole
         if evicted is not None:
             evicted.done.set_exception(_overloaded(self._most_waiting))
-        self._pool.submit(self._work)
         return job, True
 
     def _require_time(self, job: _Job, now: float) -> None:

@@ -8,12 +8,12 @@ centre, for that would make the spread at long leads far too small.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache, partial, wraps
 from itertools import pairwise
 from math import prod
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
-from weakref import WeakKeyDictionary
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 from numpy.random import Generator
@@ -52,9 +52,16 @@ class PathShape:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`."""
-        return cls(**{**values, "autocorrelation": tuple(values["autocorrelation"])})
+    def from_dict(cls, values: dict[str, Any]) -> "PathShape":
+        """Inverse of `to_dict`; one object for all equal shapes, whoever reads them.
+
+        What is kept with a shape then lives as long as the last set that has it.
+        """
+        shape = PathShape(**{**values, "autocorrelation": tuple(values["autocorrelation"])})
+        return _SHAPES.setdefault(astuple(shape), shape)
+
+
+_SHAPES: "WeakValueDictionary[tuple[Any, ...], PathShape]" = WeakValueDictionary()
 
 
 def independent_steps(dof: float) -> PathShape:

@@ -397,6 +397,8 @@ class _ClusterPool:
 def _cluster(address: str, program: str, on_step: OnStep) -> Iterator[_ClusterPool]:
     client = _connect(address)
     try:
+        # It takes copies from workers that have nothing waiting for them, and they travel again.
+        client.amm.stop()
         facts = program_facts(program)
         size = _check_members(client, address, facts, program)
         topic = f"lgbm-miner-{client.id}"

@@ -105,6 +105,21 @@ def test_tables_are_made_once_and_last_as_long_as_the_shape():
     assert kept() is None
 
 
+def test_tables_outlive_the_set_they_were_first_made_for_while_an_equal_one_lives():
+    old = PathShape.from_dict(FULL.to_dict())
+    kept = weakref.ref(unit_quantiles_of(old))
+    new = PathShape.from_dict(json.loads(json.dumps(FULL.to_dict())))
+    del old
+    assert kept() is not None
+    del new
+    assert kept() is None
+
+
+@kept_with_shape
+def unit_quantiles_of(shape):
+    return np.full(3, shape.tail_dof)
+
+
 def test_odd_arguments_do_not_pile_up():
     held = kept_with_shape(lambda shape, length: np.zeros(length))
     shape = shape_of()

@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 
+import dask.config
 import distributed
 import orjson
 import pytest
@@ -32,6 +33,8 @@ from walk_forward import Scores
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = "set_training"
 PROMPTS = 6
+# How often a scheduler would thin out copies, unless it is told not to.
+AMM_INTERVAL, AMM_INTERVAL_S = "distributed.scheduler.active-memory-manager.interval", 0.1
 QUIET = {"dashboard_address": ":0", "silence_logs": "CRITICAL"}
 
 # Workers search as few path shapes as the fixture `quick_search` does, restarted ones too.
@@ -56,11 +59,12 @@ def clusters(tmp_path_factory):
     with ExitStack() as opened:
 
         def start():
-            return opened.enter_context(
-                distributed.LocalCluster(
-                    n_workers=2, threads_per_worker=1, processes=True, **QUIET, **options
+            with dask.config.set({AMM_INTERVAL: f"{AMM_INTERVAL_S} s"}):
+                return opened.enter_context(
+                    distributed.LocalCluster(
+                        n_workers=2, threads_per_worker=1, processes=True, **QUIET, **options
+                    )
                 )
-            )
 
         running = [start()]
 
@@ -221,6 +225,24 @@ def test_on_a_cluster_what_is_shared_travels_once_per_worker(cluster, two_worker
     copies = set(found.results)
     assert len(copies) == len({pid for pid, _ in copies}) == 2  # one object in each of two
     assert (tmp_path / "loaded").read_text().split() == [str(os.getpid())]
+
+
+def test_on_a_cluster_what_is_shared_stays_with_idle_workers(cluster, two_workers, tmp_path):
+    numbers = cluster_tasks.shared_numbers(tmp_path, 10_000)
+    with open_pool(1, cluster.scheduler_address, PROGRAM, print) as pool:
+        before = asked_of(pool, numbers)
+        time.sleep(10 * AMM_INTERVAL_S)
+        assert asked_of(pool, numbers) == before
+    assert len(before) == 2
+
+
+def asked_of(pool, numbers):
+    """The objects that the workers hold of a shared value, by process."""
+    futures = [
+        pool.submit(Job(name="x", work=cluster_tasks.who_has, args=(numbers,), then=list))
+        for _ in range(12)
+    ]
+    return {future.result(PATIENCE_S) for future in futures}
 
 
 def test_a_task_that_always_kills_its_worker_is_given_up(cluster, two_workers, monkeypatch):
