@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 STATE_KIND: Final = "market"
 STATE_SCHEMA: Final = 4
-CACHED_VIEWS: Final = 64  # moments per asset and frequency
+CACHED_VIEWS: Final = 16  # moments per asset and frequency: callers ask for the latest few
 STATE_SPACING_S: Final = DAY_S  # states of past moments that are kept for replays
 # With the newest, one that is at least a day old: replays of the last day go on from it.
 SAVED_STATES: Final = 3
