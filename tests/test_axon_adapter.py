@@ -357,6 +357,34 @@ def test_identical_prompts_get_identical_bytes_whoever_asks(client, server, engi
     assert len(bodies) == 1
 
 
+class Moving:
+    """An engine whose price is another one at every answer."""
+
+    def __init__(self, engine):
+        self._engine = engine
+        self.assets, self.now = engine.assets, engine.now
+        self.computed = 0
+
+    def answer(self, request, *, origin=None):
+        self.computed += 1
+        forecast = self._engine.answer(request, origin=origin)
+        return replace(forecast, paths=forecast.paths * 1.01**self.computed)
+
+
+def test_a_new_price_between_a_packed_and_a_plain_answer_changes_nothing(here, engine):
+    moving, asked = Moving(engine), prompt(engine)
+    with (
+        listening(here, moving) as (other, _),
+        httpx.Client(base_url=f"http://{HERE}:{other.port}", timeout=20) as caller,
+    ):
+        bodies = [
+            post(caller, signed(other) | {"accept-encoding": accepts}, asked).content
+            for accepts in ("gzip", "identity", "gzip")
+        ]
+    assert len(set(bodies)) == 1
+    assert moving.computed == 1
+
+
 def test_the_answer_itself_is_in_the_body_alone(client, server, engine):
     headers = post(client, signed(server), prompt(engine)).headers
     assert headers["bt_header_axon_status_code"] == "200"
