@@ -21,7 +21,7 @@ from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from allocator import give_memory_back, trim
 from answer_desk import AnswerDesk
@@ -43,6 +43,7 @@ from metrics import Metrics
 from miner_facts import AxonFacts, EngineFacts, MarketFacts, MinerFacts, with_axon
 from operator_flags import (
     PAGE_PORT,
+    PAGES_AWAY,
     OperatorSettings,
     Transport,
     add_operator_arguments,
@@ -56,6 +57,9 @@ from set_review import review_sets
 from state_store import StateStore, folder_mark
 from status_page import RecentLog, RecentRequests, StatusPage
 from upkeep import Duty, Upkeep, attempt, each, every
+
+if TYPE_CHECKING:
+    from axon_adapter import AxonServer
 
 REFRESH_S: Final = 5
 CHECKPOINT_S: Final = 60
@@ -335,15 +339,18 @@ def main() -> int:
     if args.reset_calibration:
         log.info("calibration reset", extra={"markets": reset_calibration(settings.state_dir)})
     with ExitStack() as opened:
-        listener = bind(
-            settings.host, page_port(settings, operator)
-        )  # a busy port is known at once
+        # What is wrong with ports and wallet is known before a venue is asked: a process
+        # manager starts a miner that ends over and over.
+        listener = bind(settings.host, page_port(settings, operator))
         opened.callback(listener.close)
+        axon = _bound_axon(operator)
+        if axon is not None:
+            opened.callback(axon.stop)
         miner = opened.enter_context(_running(settings, args.config))
         server = server_for(miner.app)
         _on_stop_signals(lambda *_: setattr(server, "should_exit", True))
-        if operator.transport is Transport.AXON:
-            opened.enter_context(_axon(miner, operator, settings))
+        if axon is not None:
+            opened.enter_context(_serving(axon, miner, operator, settings))
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         print(miner.line(url), flush=True)
@@ -353,14 +360,24 @@ def main() -> int:
     return 0
 
 
-@contextmanager
-def _axon(miner: "Miner", operator: OperatorSettings, settings: Settings) -> Iterator[None]:
-    """An axon that asks the miner's desk for as long as the block runs."""
+def _bound_axon(operator: OperatorSettings) -> "AxonServer | None":
+    """The axon with its wallet and its port, if the flags ask for one. Raises: ConfigError."""
+    if operator.transport is not Transport.AXON:
+        return None
     # Here, because only an axon needs bittensor, which takes seconds to import.
+    from axon_adapter import AxonServer
+
+    return AxonServer(operator.axon)
+
+
+@contextmanager
+def _serving(
+    axon: "AxonServer", miner: Miner, operator: OperatorSettings, settings: Settings
+) -> Iterator[None]:
+    """The axon asks the miner's desk for as long as the block runs."""
     from axon_adapter import serving
 
-    store = StateStore(settings.state_dir)
-    with serving(miner.desk, operator, store, now=miner.clock.now) as axon:
+    with serving(axon, miner.desk, operator, StateStore(settings.state_dir), now=miner.clock.now):
         log.info("axon", extra={"port": axon.port, "hotkey": axon.hotkey})
         miner.axon = axon.facts
         yield
@@ -391,7 +408,7 @@ def _arguments() -> Namespace:
         "--port",
         metavar="N",
         help=f"TCP port of prompts and pages over HTTP, 0 for a free one (default: {PAGE_PORT}, or "
-        "with an axon the port after its own)",
+        f"with an axon its own plus {PAGES_AWAY}, e.g. {PAGE_PORT + PAGES_AWAY})",
     )
     group.add_argument(
         "--jobs", metavar="N", help="processes of a retraining (default: one per core)"

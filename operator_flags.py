@@ -25,6 +25,10 @@ from errors import ConfigError
 
 AXON_REQUIREMENTS: Final = "requirements-axon.txt"
 PAGE_PORT: Final = 8091  # of pages and prompts over HTTP where there is no axon
+# From an axon's port to that of its pages: far enough for axons on consecutive ports, and
+# where no other program of an operator (Prometheus and its kin, a node) usually listens.
+PAGES_AWAY: Final = 10_000
+_LAST_PORT: Final = 65_535
 _DEFAULT_IP: Final = "0.0.0.0"  # noqa: S104  # an axon is asked from the whole internet
 
 
@@ -241,14 +245,15 @@ def operator_settings(args: Namespace) -> OperatorSettings:
 
 
 def page_port(settings: Settings, operator: OperatorSettings) -> int:
-    """Where pages are served over HTTP: as the settings say, else on the port after an axon's.
+    """Where pages are served over HTTP: as the settings say, else PAGES_AWAY from an axon.
 
     Files of the reference miner name the axon's port alone. Whoever names that one for
     both means the same.
     """
     axon_port = operator.axon.port
     if operator.transport is Transport.AXON and settings.port in (None, axon_port):
-        return axon_port + 1
+        above = axon_port + PAGES_AWAY
+        return above if above <= _LAST_PORT else axon_port - PAGES_AWAY
     return PAGE_PORT if settings.port is None else settings.port
 
 

@@ -209,7 +209,10 @@ def test_a_busy_port_is_one_line_and_exit_code_1():
     with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         line = complaint_of("--source", "simulated", "--port", str(port))
-    assert line.startswith(f"miner.py: cannot listen on 127.0.0.1 port {port}: Address already")
+    assert line == (
+        f"miner.py: the pages cannot listen on 127.0.0.1 port {port}, another program does; choose "
+        "another port with --port."
+    )
 
 
 def test_a_missing_archive_is_one_line_and_exit_code_1():

@@ -205,24 +205,27 @@ def test_the_groups_fit_any_parser():
         ("", None, 8091),
         ("", 8300, 8300),
         ("", 0, 0),
-        ("--wallet.name miner", None, 8092),
-        ("--wallet.name miner --axon.port 8101", None, 8102),
+        ("--wallet.name miner", None, 18_091),
+        ("--wallet.name miner --axon.port 8101", None, 18_101),
+        ("--wallet.name miner --axon.port 55535", None, 65_535),
+        ("--wallet.name miner --axon.port 55536", None, 45_536),
+        ("--wallet.name miner --axon.port 65534", None, 55_534),
         ("--wallet.name miner --axon.port 8101", 8091, 8091),
         ("--wallet.name miner --axon.port 8101", 0, 0),
-        ("--wallet.name miner --axon.port 8101", 8101, 8102),
+        ("--wallet.name miner --axon.port 8101", 8101, 18_101),
         ("--wallet.name miner --axon.port 8101 --transport http", None, 8091),
     ],
 )
-def test_pages_are_on_the_port_after_an_axons_unless_another_is_named(line, port, page):
+def test_pages_are_far_from_an_axons_port_unless_another_is_named(line, port, page):
     assert page_port(Settings(port=port), read(line)) == page
 
 
-def test_pages_of_two_miners_and_their_axons_share_no_port():
+def test_pages_of_miners_on_consecutive_axon_ports_share_no_port():
     taken = []
-    for axon_port in (8091, 8093):
+    for axon_port in (8091, 8092, 8093):
         flags = read(f"--wallet.name miner --axon.port {axon_port}")
         taken += [flags.axon.port, page_port(Settings(), flags)]
-    assert len(set(taken)) == 4
+    assert len(set(taken)) == 6
 
 
 def test_a_port_in_the_settings_file_or_the_environment_is_one_that_was_named(tmp_path):
@@ -231,4 +234,4 @@ def test_a_port_in_the_settings_file_or_the_environment_is_one_that_was_named(tm
     flags = read("--wallet.name miner --axon.port 8101")
     assert page_port(load_settings(file, {}), flags) == 8091
     assert page_port(load_settings(environment={"LGBM_MINER_PORT": "8090"}), flags) == 8090
-    assert page_port(load_settings(environment={}), flags) == 8102
+    assert page_port(load_settings(environment={}), flags) == 18_101
