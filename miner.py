@@ -35,6 +35,7 @@ from console import (
     settings_from,
 )
 from data_fetcher import BarSource, LiveSource, open_source
+from errors import StateError
 from forecast_engine import ForecastEngine, reset_calibration
 from http_service import bind, build_app, server_for
 from ledger import LEDGER_FILE, Ledger
@@ -54,7 +55,7 @@ from own_scores import ScoreKeeper
 from record_keeping import keeper
 from retraining import Pair, Retrainer, training_command
 from set_review import review_sets
-from state_store import StateStore, folder_mark
+from state_store import StateStore, folder_mark, owned
 from status_page import RecentLog, RecentRequests, StatusPage
 from upkeep import Duty, Upkeep, attempt, each, every
 
@@ -336,9 +337,10 @@ def main() -> int:
     for remark in operator.remarks:
         log.warning("%s", remark)
     _on_stop_signals(lambda *_: sys.exit(0))  # nothing to save yet
-    if args.reset_calibration:
-        log.info("calibration reset", extra={"markets": reset_calibration(settings.state_dir)})
     with ExitStack() as opened:
+        _own_state(opened, settings.state_dir)
+        if args.reset_calibration:
+            log.info("calibration reset", extra={"markets": reset_calibration(settings.state_dir)})
         # What is wrong with ports and wallet is known before a venue is asked: a process
         # manager starts a miner that ends over and over.
         listener = bind(settings.host, page_port(settings, operator))
@@ -358,6 +360,14 @@ def main() -> int:
         log.info("stopping")
     log.info("stopped")
     return 0
+
+
+def _own_state(opened: ExitStack, state_dir: Path) -> None:
+    """Take the state folder for as long as the stack is open. Raises: BusyError."""
+    try:
+        opened.enter_context(owned(state_dir))
+    except StateError as error:  # a disk that refuses stops no answer, so not this either
+        log.warning("%s", error)
 
 
 def _bound_axon(operator: OperatorSettings) -> "AxonServer | None":
