@@ -585,6 +585,11 @@ def _seen_bars(bars: Bars, state: MarketState) -> list[str] | None:
     return [bars.feed, digest.hexdigest()]
 
 
+def _from_schema_1(document: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 knew none of its bars, so what it holds is rebuilt from them."""
+    return document | {"last_bar": None}
+
+
 def _from_schema_2(document: dict[str, Any]) -> dict[str, Any]:
     """Schema 2 knew its last bar alone, too little to tell whether bars were corrected."""
     return {key: value for key, value in document.items() if key != "last_bar"} | {"bars": None}
@@ -595,7 +600,7 @@ def _from_schema_3(document: dict[str, Any]) -> dict[str, Any]:
     return {"states": [document]}
 
 
-MIGRATIONS: Final = {2: _from_schema_2, 3: _from_schema_3}
+MIGRATIONS: Final = {1: _from_schema_1, 2: _from_schema_2, 3: _from_schema_3}
 
 
 def reset_calibration(state_dir: Path) -> tuple[str, ...]:
