@@ -266,14 +266,31 @@ def test_a_flood_of_rejects_is_counted_and_pushes_nothing_off_the_page(page, req
     assert f"{status_page.KEPT_REQUESTS:,} turned away unread" in text
 
 
-# ---------------------------------------------------------------- log lines
+def test_callers_that_may_not_ask_are_listed_with_their_reason_once_each(page, requests):
+    requests.observe(record(caller="5Honest", at=NOW - 9.0))
+    for number in range(3):
+        sentence = f"hotkey 5Poor has a stake of {number}; more than 65000 is needed."
+        requests.observe(record(Outcome.NOT_ALLOWED, caller="5Poor", reason=sentence))
+    text = text_of(page)
+    assert "5Poor · axon not allowed hotkey 5Poor has a stake of 2" in text
+    assert "a stake of 1" not in text
+    assert "last hour: 1 computed, 3 not allowed" in text
+    assert "3 not answered" in text
 
 
-@pytest.fixture
-def logger(lines):
-    made = logging.Logger("test")  # noqa: LOG001  # not of the tree: nothing else hears it
-    made.addHandler(lines)
-    return made
+def test_a_flood_of_callers_that_may_not_ask_pushes_nothing_off_the_page(page, requests):
+    requests.observe(record(caller="5Honest", at=NOW - 9.0))
+    for number in range(2 * status_page.KEPT_REQUESTS):
+        requests.observe(record(Outcome.NOT_ALLOWED, caller=f"5Made{number}"))
+    text = text_of(page)
+    assert "5Honest" in text
+    assert text.count("5Made") == status_page.SHOWN_NOT_ALLOWED
+    assert f"{status_page.KEPT_REQUESTS:,} not allowed" in text
+
+
+def test_a_caller_that_was_not_allowed_long_ago_leaves_the_list(page, requests):
+    requests.observe(record(Outcome.NOT_ALLOWED, caller="5Poor", at=NOW - 3700.0))
+    assert "5Poor" not in text_of(page)
 
 
 def test_warnings_and_errors_are_kept_with_what_explains_them(page, logger, lines):
@@ -286,6 +303,16 @@ def test_warnings_and_errors_are_kept_with_what_explains_them(page, logger, line
     assert [line.text for line in lines.lines()] == [
         "failed · ZeroDivisionError: division by zero",
         "duty failed · collect · 429 from the venue",
+# ---------------------------------------------------------------- log lines
+
+
+@pytest.fixture
+def logger(lines):
+    made = logging.Logger("test")  # noqa: LOG001  # not of the tree: nothing else hears it
+    made.addHandler(lines)
+    return made
+
+
     ]
     text = text_of(page)
     assert "error failed · ZeroDivisionError: division by zero" in text
