@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, Protocol, TypeAlias
 
+from config import ASKED_AHEAD_S
 from domain import Diagnostics, Forecast, ForecastRequest
 from errors import (
     ChainUnavailable,
@@ -40,7 +41,6 @@ from errors import (
 from wire_format import Encoder, format_iso
 
 MAX_AHEAD_S: Final = 3600  # how far in the future a prompt may start
-ASKED_AHEAD_S: Final = 60  # how far ahead of its start a prompt is usually asked
 ANSWER_THREADS: Final = 4  # NumPy releases the interpreter lock while it draws
 MOST_WAITING: Final = 128  # distinct requests in the queue
 CACHE_BYTES: Final = 64 * 1024 * 1024  # of answers; one of a day takes 3 MB

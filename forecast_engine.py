@@ -19,7 +19,15 @@ import numpy as np
 from numpy.random import Generator
 
 from bar_cleaning import summarise_set_aside
-from config import DAY_S, FREQUENCIES, Frequency, Settings, asset_spec
+from config import (
+    ANCHOR_MAX_AGE_S,
+    ASKED_AHEAD_S,
+    DAY_S,
+    FREQUENCIES,
+    Frequency,
+    Settings,
+    asset_spec,
+)
 from data_fetcher import BarSource, GrowingSource
 from domain import (
     Bars,
@@ -58,6 +66,8 @@ STATE_SPACING_S: Final = DAY_S  # states of past moments that are kept for repla
 # With the newest, one that is at least a day old: replays of the last day go on from it.
 SAVED_STATES: Final = 3
 
+# When the paths start, not now: a request asked twice is answered with the same notes.
+OLD_AT_START_S: Final = ANCHOR_MAX_AGE_S + ASKED_AHEAD_S
 
 # ---------------------------------------------------------------- the forecast
 
@@ -100,7 +110,7 @@ def draw(
     return Forecast(
         request=request,
         paths=law.price * np.exp(moves / 1e4),
-        diagnostics=_diagnostics(view, now, start),
+        diagnostics=_diagnostics(request, view, now, start),
     )
 
 
@@ -169,12 +179,17 @@ def centre_path(view: MarketView, points: IntArray) -> FloatArray:
     return interpolate_centre(anchors, (points - view.anchor_ts).astype(np.float64))
 
 
-def _diagnostics(view: MarketView, now: int, anchor: Anchor) -> Diagnostics:
+def _diagnostics(
+    request: ForecastRequest, view: MarketView, now: int, anchor: Anchor
+) -> Diagnostics:
     later = view.trained_until is not None and view.trained_until > now
     notes = view.notes
     if later:
         notes = (*notes, "the models were trained on bars later than this moment")
     return Diagnostics(
+    age_s = request.start_ts - anchor.ts
+    if age_s > OLD_AT_START_S:
+        notes = (*notes, f"the price is already {age_s / 60:.0f} minutes old at the start")
         rung=view.rung.value,
         frequency=view.spec.frequency.value,
         anchor_price=anchor.price,

@@ -14,8 +14,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from answer_desk import ANSWERED, AnswerRecord, DeskLoad
-from config import ASSETS
+from answer_desk import ANSWERED, AnswerRecord, DeskLoad, Outcome
+from config import ANCHOR_MAX_AGE_S, ASSETS
 from miner_facts import AxonFacts, MarketFacts, MinerFacts
 from own_scores import OwnScore
 
@@ -86,8 +86,8 @@ class Metrics:
         )
         self._anchors = Counter(
             f"{PREFIX}answers_by_anchor",
-            "Answers by where the price that they start from was taken",
-            ["asset", "anchor"],
+            "Answers by where the price that they start from was taken, and whether it was old",
+            ["asset", "anchor", "stale"],
             registry=self._registry,
         )
         self._seconds = Histogram(
@@ -108,7 +108,8 @@ class Metrics:
         asset = record.request.asset if record.request.asset in ASSETS else "other"
         frequency = record.diagnostics.frequency
         self._answers.labels(asset, frequency, record.diagnostics.rung).inc()
-        self._anchors.labels(asset, record.diagnostics.anchor_source).inc()
+        stale = record.diagnostics.price_age_s > ANCHOR_MAX_AGE_S
+        self._anchors.labels(asset, record.diagnostics.anchor_source, str(stale).lower()).inc()
         self._seconds.labels(frequency, record.outcome.value).observe(record.ms / 1e3)
 
     def page(self) -> bytes:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 import answer_desk
 from answer_desk import (
-    ASKED_AHEAD_S,
     MAX_AHEAD_S,
     AnswerDesk,
     AnswerRecord,
@@ -20,6 +19,7 @@ from answer_desk import (
     prompt_budget,
     refusal_status,
 )
+from config import ASKED_AHEAD_S
 from domain import Diagnostics, Forecast, ForecastRequest
 from errors import (
     ChainUnavailable,
