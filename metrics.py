@@ -38,6 +38,16 @@ _MARKET: Final[_Gauges[Callable[[MarketFacts, float], float | None]]] = (
     ("price", "The price answers start from", lambda m, _: m.price),
     ("model_age_seconds", "Time since training data end", lambda m, t: _age(m.trained_until, t)),
     ("model_trained", "1 with trained models, else 0", lambda m, _: m.trained_until is not None),
+    (
+        "has_price",
+        "1 if a price is known, 0 if prompts are refused",
+        lambda m, _: m.price is not None,
+    ),
+    (
+        "scored_price_age_seconds",
+        "Time since the scored feed itself told a price, infinite before the first",
+        lambda m, t: math.inf if m.scored_ts is None else t - m.scored_ts,
+    ),
     ("training_due", "1 if a training is due, else 0", lambda m, _: m.is_due),
 )
 _OWN: Final[_Gauges[Callable[[OwnScore], float]]] = (

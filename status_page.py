@@ -307,14 +307,17 @@ class StatusPage:
         )
 
     def _draw(self, market: MarketFacts, now: float) -> _Drawn:
-        """The market's picture, drawn again with every bar and every model."""
-        key = (now // FREQUENCIES[market.frequency].bar_s, market.trained_until)
+        """The market's picture, drawn again with every bar, every model and the first price."""
+        has_price = market.price is not None
+        key = (now // FREQUENCIES[market.frequency].bar_s, market.trained_until, has_price)
         drawn = self._drawn.get(market.pair)
         if drawn is None or drawn.key != key:
             drawn = self._drawn[market.pair] = self._draw_anew(market, key)
         return drawn
 
     def _draw_anew(self, market: MarketFacts, key: tuple[object, ...]) -> _Drawn:
+        if market.price is None:
+            return _Drawn(key, None, None, (NO_PRICE,))
         try:
             forecast, history = self._source.fan(*market.pair)
         except MinerError as error:

@@ -28,6 +28,7 @@ TRAINED = MarketFacts(
     price_ts=int(NOW) - 4,
     price_feed="binance:BTCUSDT",
     trained_until=int(NOW) - 7200,
+    scored_ts=int(NOW) - 900,
     is_due=False,
     own=OWN,
     calibration={"scale 5 min": 1.04},
@@ -104,11 +105,11 @@ def test_what_is_unknown_is_left_out_not_told_as_zero(metrics):
     found = scraped(metrics)
     assert found["model_trained", "XAU", "lf"] == 0
     assert found["training_due", "XAU", "lf"] == 1
-    told = {name for name, *labels in found if "XAU" in labels}
-    assert told == {"model_trained", "training_due", "has_price", "scored_price_age_seconds"}
     assert found["has_price", "XAU", "lf"] == 0
     assert found["scored_price_age_seconds", "XAU", "lf"] == math.inf  # so that an alert sees it
 
+    told = {name for name, *labels in found if "XAU" in labels}
+    assert told == {"model_trained", "training_due", "has_price", "scored_price_age_seconds"}
 
 def test_queue_memory_and_losses_are_told(metrics):
     found = scraped(metrics)

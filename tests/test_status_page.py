@@ -211,9 +211,19 @@ def test_warnings_and_obstacles_stand_at_the_top(page, source):
 
 
 def test_a_market_that_cannot_be_drawn_says_why_and_costs_no_other(page, source):
-    source.known = replace(source.known, markets=(market("HYPE", own=None, price=None), market()))
+    source.known = replace(source.known, markets=(market("HYPE", own=None), market()))
     assert "no price of HYPE is known; collect bars first." in text_of(page)
     assert page.render().count(b'role="img" aria-label="BTC') == 1
+
+
+def test_a_market_without_a_price_says_so_and_is_drawn_with_the_first_one(page, source, clock):
+    bare = market("HYPE", own=None, price=None, price_ts=None, last_bar_ts=None)
+    source.known = replace(source.known, markets=(bare, market()))
+    assert "No price is known yet, so its prompts are refused." in text_of(page)
+    assert "1 asset from source venue" in text_of(page)
+    source.known = replace(source.known, markets=(market("HYPE", own=None), market()))
+    clock[0] += PAGE_S
+    assert "no price of HYPE is known; collect bars first." in text_of(page)  # it was asked for
 
 
 def test_a_lower_rung_is_named_with_its_reason(page, source):
@@ -293,16 +303,6 @@ def test_a_caller_that_was_not_allowed_long_ago_leaves_the_list(page, requests):
     assert "5Poor" not in text_of(page)
 
 
-def test_warnings_and_errors_are_kept_with_what_explains_them(page, logger, lines):
-    logger.info("training")
-    logger.warning("duty failed", extra={"duty": "collect", "reason": "429 from the venue"})
-    try:
-        _ = 1 / 0
-    except ZeroDivisionError:
-        logger.exception("failed")
-    assert [line.text for line in lines.lines()] == [
-        "failed · ZeroDivisionError: division by zero",
-        "duty failed · collect · 429 from the venue",
 # ---------------------------------------------------------------- log lines
 
 
@@ -313,6 +313,16 @@ def logger(lines):
     return made
 
 
+def test_warnings_and_errors_are_kept_with_what_explains_them(page, logger, lines):
+    logger.info("training")
+    logger.warning("duty failed", extra={"duty": "collect", "reason": "429 from the venue"})
+    try:
+        _ = 1 / 0
+    except ZeroDivisionError:
+        logger.exception("failed")
+    assert [line.text for line in lines.lines()] == [
+        "failed · ZeroDivisionError: division by zero",
+        "duty failed · collect · 429 from the venue",
     ]
     text = text_of(page)
     assert "error failed · ZeroDivisionError: division by zero" in text
