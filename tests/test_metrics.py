@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -27,8 +28,8 @@ TRAINED = MarketFacts(
     price=98_000.5,
     price_ts=int(NOW) - 4,
     price_feed="binance:BTCUSDT",
-    trained_until=int(NOW) - 7200,
     scored_ts=int(NOW) - 900,
+    trained_until=int(NOW) - 7200,
     is_due=False,
     own=OWN,
     calibration={"scale 5 min": 1.04},
@@ -91,10 +92,10 @@ def test_ages_prices_models_and_scores_are_told_by_market(metrics):
     assert found["bar_age_seconds", "BTC", "hf"] == 70
     assert found["price_age_seconds", "BTC", "hf"] == 4
     assert found["price", "BTC", "hf"] == 98_000.5
-    assert found["model_age_seconds", "BTC", "hf"] == 7200
-    assert found["own_crps_bp", "BTC", "hf"] == 490
     assert found["has_price", "BTC", "hf"] == 1
     assert found["scored_price_age_seconds", "BTC", "hf"] == 900
+    assert found["model_age_seconds", "BTC", "hf"] == 7200
+    assert found["own_crps_bp", "BTC", "hf"] == 490
     assert found["ewma_t_crps_bp", "BTC", "hf"] == 500
     assert found["own_crps_ratio", "BTC", "hf"] == 0.98
     assert found["own_coverage_80", "BTC", "hf"] == 0.79
@@ -107,9 +108,9 @@ def test_what_is_unknown_is_left_out_not_told_as_zero(metrics):
     assert found["training_due", "XAU", "lf"] == 1
     assert found["has_price", "XAU", "lf"] == 0
     assert found["scored_price_age_seconds", "XAU", "lf"] == math.inf  # so that an alert sees it
-
     told = {name for name, *labels in found if "XAU" in labels}
     assert told == {"model_trained", "training_due", "has_price", "scored_price_age_seconds"}
+
 
 def test_queue_memory_and_losses_are_told(metrics):
     found = scraped(metrics)
@@ -142,11 +143,11 @@ def test_answers_are_counted_by_outcome_rung_and_time(metrics):
     assert found["answer_seconds_bucket", "0.025", "computed", "hf"] == 0
 
 
-@pytest.mark.parametrize("source", list(AnchorSource))
-def test_answers_are_counted_by_the_step_of_the_price_ladder(metrics, source, age_s, stale):
 @pytest.mark.parametrize(
     ("age_s", "stale"), [(ANCHOR_MAX_AGE_S, "false"), (ANCHOR_MAX_AGE_S + 1, "true")]
 )
+@pytest.mark.parametrize("source", list(AnchorSource))
+def test_answers_are_counted_by_the_step_of_the_price_ladder(metrics, source, age_s, stale):
     for outcome in (Outcome.COMPUTED, Outcome.REPEATED, Outcome.NO_PRICE):
         metrics.observe(record(outcome, anchor=source.value, age_s=age_s))
     anchors = {key[1:]: n for key, n in scraped(metrics).items() if "by_anchor_total" in key[0]}
