@@ -5,7 +5,8 @@ that answers over HTTP starts without. Verification is `axon_gate`'s, answers ar
 the desk's; what bittensor's own code still does here is routing and the headers
 of an answer.
 
-    with serving(desk, operator, store, now=engine.now) as axon:
+    axon = AxonServer(operator.axon)      # wallet and port, before any work
+    with serving(axon, desk, operator, store, now=engine.now):
         print(axon.port)
 """
 
@@ -350,7 +351,7 @@ class AxonServer:
         return self
 
     def stop(self) -> None:
-        """Finish the answers under way and close the port."""
+        """Finish the answers under way and close the port; once more does nothing."""
         if self._server is not None and self._thread is not None:
             self._server.should_exit = True
             self._thread.join(GRACE_S + STOP_MARGIN_S)
@@ -363,10 +364,16 @@ def _listen(ip: str, port: int) -> socket.socket:
     try:
         listener = _bound(ip, port)
     except OSError as error:
+        where = f"the axon cannot listen on {ip} port {port}"
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"{where}, another program does; end it (`ss -ltnp 'sport = :{port}'` names it) "
+                "or choose another port with --axon.port, which the chain then publishes."
+            ) from None
         if error.errno != errno.EADDRNOTAVAIL:
             raise ConfigError(
-                f"the axon cannot listen on {ip} port {port} ({error.strerror or error}); choose "
-                "another with --axon.ip and --axon.port."
+                f"{where} ({error.strerror or error}); choose another with --axon.ip and "
+                "--axon.port."
             ) from None
         # The reference miner listens everywhere, whatever --axon.ip says, so files for
         # machines behind a router may hold an address that is not theirs.
@@ -488,17 +495,14 @@ def _prepared(
 
 @contextmanager
 def serving(
+    server: AxonServer,
     desk: AnswerDesk,
     operator: OperatorSettings,
     store: StateStore,
     *,
     now: Callable[[], float],
-) -> Iterator[AxonServer]:
-    """An axon that answers for as long as the block runs, with its chain kept in `store`.
-
-    Raises: ConfigError if the wallet or the port cannot be used.
-    """
-    server = AxonServer(operator.axon)
+) -> Iterator[None]:
+    """The axon answers for as long as the block runs, with its chain kept in `store`."""
     synced = None
     try:
         if operator.chain.kind is ChainKind.BITTENSOR:
@@ -510,7 +514,8 @@ def serving(
                 name=f"{_file_name(operator.chain.network)}_{operator.chain.netuid}",
             )
             synced.start()
-        yield server.start(desk, chain=synced or StaticChain(), policy=operator.policy, now=now)
+        server.start(desk, chain=synced or StaticChain(), policy=operator.policy, now=now)
+        yield
     finally:
         server.stop()
         if synced is not None:

@@ -62,7 +62,7 @@ log = logging.getLogger(__name__)
 
 STATE_KIND: Final = "market"
 STATE_SCHEMA: Final = 4
-CACHED_VIEWS: Final = 64  # moments per asset and frequency
+CACHED_VIEWS: Final = 16  # moments per asset and frequency: callers ask for the latest few
 STATE_SPACING_S: Final = DAY_S  # states of past moments that are kept for replays
 # With the newest, one that is at least a day old: replays of the last day go on from it.
 SAVED_STATES: Final = 3
@@ -634,6 +634,11 @@ def _seen_bars(bars: Bars, state: MarketState) -> list[str] | None:
     return [bars.feed, digest.hexdigest()]
 
 
+def _from_schema_1(document: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 knew none of its bars, so what it holds is rebuilt from them."""
+    return document | {"last_bar": None}
+
+
 def _from_schema_2(document: dict[str, Any]) -> dict[str, Any]:
     """Schema 2 knew its last bar alone, too little to tell whether bars were corrected."""
     return {key: value for key, value in document.items() if key != "last_bar"} | {"bars": None}
@@ -644,7 +649,7 @@ def _from_schema_3(document: dict[str, Any]) -> dict[str, Any]:
     return {"states": [document]}
 
 
-MIGRATIONS: Final = {2: _from_schema_2, 3: _from_schema_3}
+MIGRATIONS: Final = {1: _from_schema_1, 2: _from_schema_2, 3: _from_schema_3}
 
 
 def reset_calibration(state_dir: Path) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ caller can only wait for, 500 for a bug.
 """
 
 import asyncio
+import errno
 import json
 import logging
 import socket
@@ -289,9 +290,13 @@ def bind(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
+        where = f"the pages cannot listen on {host} port {port}"
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"{where}, another program does; choose another port with --port."
+            ) from None
         raise ConfigError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}; choose another with "
-            "--host and --port."
+            f"{where} ({error.strerror or error}); choose another with --host and --port."
         ) from None
     # Inherited by every connection; asyncio does it only for sockets it made
     # itself, and without it each answer waits 40 ms for an acknowledgement.

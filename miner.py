@@ -21,7 +21,7 @@ from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from allocator import give_memory_back, trim
 from answer_desk import AnswerDesk
@@ -35,6 +35,7 @@ from console import (
     settings_from,
 )
 from data_fetcher import BarSource, LiveSource, open_source
+from errors import StateError
 from forecast_engine import ForecastEngine, reset_calibration
 from http_service import bind, build_app, server_for
 from ledger import LEDGER_FILE, Ledger
@@ -43,6 +44,7 @@ from metrics import Metrics
 from miner_facts import AxonFacts, EngineFacts, MinerFacts, with_axon
 from operator_flags import (
     PAGE_PORT,
+    PAGES_AWAY,
     OperatorSettings,
     Transport,
     add_operator_arguments,
@@ -53,9 +55,12 @@ from own_scores import ScoreKeeper
 from record_keeping import keeper
 from retraining import Pair, Retrainer, training_command
 from set_review import review_sets
-from state_store import StateStore, folder_mark
+from state_store import StateStore, folder_mark, owned
 from status_page import RecentLog, RecentRequests, StatusPage
 from upkeep import Duty, Upkeep, attempt, each, every
+
+if TYPE_CHECKING:
+    from axon_adapter import AxonServer
 
 REFRESH_S: Final = 5
 CHECKPOINT_S: Final = 60
@@ -315,18 +320,22 @@ def main() -> int:
     for remark in operator.remarks:
         log.warning("%s", remark)
     _on_stop_signals(lambda *_: sys.exit(0))  # nothing to save yet
-    if args.reset_calibration:
-        log.info("calibration reset", extra={"markets": reset_calibration(settings.state_dir)})
     with ExitStack() as opened:
-        listener = bind(
-            settings.host, page_port(settings, operator)
-        )  # a busy port is known at once
+        _own_state(opened, settings.state_dir)
+        if args.reset_calibration:
+            log.info("calibration reset", extra={"markets": reset_calibration(settings.state_dir)})
+        # What is wrong with ports and wallet is known before a venue is asked: a process
+        # manager starts a miner that ends over and over.
+        listener = bind(settings.host, page_port(settings, operator))
         opened.callback(listener.close)
+        axon = _bound_axon(operator)
+        if axon is not None:
+            opened.callback(axon.stop)
         miner = opened.enter_context(_running(settings, args.config))
         server = server_for(miner.app)
         _on_stop_signals(lambda *_: setattr(server, "should_exit", True))
-        if operator.transport is Transport.AXON:
-            opened.enter_context(_axon(miner, operator, settings))
+        if axon is not None:
+            opened.enter_context(_serving(axon, miner, operator, settings))
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         print(miner.line(url), flush=True)
@@ -336,14 +345,32 @@ def main() -> int:
     return 0
 
 
-@contextmanager
-def _axon(miner: "Miner", operator: OperatorSettings, settings: Settings) -> Iterator[None]:
-    """An axon that asks the miner's desk for as long as the block runs."""
+def _own_state(opened: ExitStack, state_dir: Path) -> None:
+    """Take the state folder for as long as the stack is open. Raises: BusyError."""
+    try:
+        opened.enter_context(owned(state_dir))
+    except StateError as error:  # a disk that refuses stops no answer, so not this either
+        log.warning("%s", error)
+
+
+def _bound_axon(operator: OperatorSettings) -> "AxonServer | None":
+    """The axon with its wallet and its port, if the flags ask for one. Raises: ConfigError."""
+    if operator.transport is not Transport.AXON:
+        return None
     # Here, because only an axon needs bittensor, which takes seconds to import.
+    from axon_adapter import AxonServer
+
+    return AxonServer(operator.axon)
+
+
+@contextmanager
+def _serving(
+    axon: "AxonServer", miner: Miner, operator: OperatorSettings, settings: Settings
+) -> Iterator[None]:
+    """The axon asks the miner's desk for as long as the block runs."""
     from axon_adapter import serving
 
-    store = StateStore(settings.state_dir)
-    with serving(miner.desk, operator, store, now=miner.clock.now) as axon:
+    with serving(axon, miner.desk, operator, StateStore(settings.state_dir), now=miner.clock.now):
         log.info("axon", extra={"port": axon.port, "hotkey": axon.hotkey})
         miner.axon = axon.facts
         yield
@@ -374,7 +401,7 @@ def _arguments() -> Namespace:
         "--port",
         metavar="N",
         help=f"TCP port of prompts and pages over HTTP, 0 for a free one (default: {PAGE_PORT}, or "
-        "with an axon the port after its own)",
+        f"with an axon its own plus {PAGES_AWAY}, e.g. {PAGE_PORT + PAGES_AWAY})",
     )
     group.add_argument(
         "--jobs", metavar="N", help="processes of a retraining (default: one per core)"

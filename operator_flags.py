@@ -2,7 +2,9 @@
 
 The names and defaults are the reference miner's, so that a file written for it
 works unchanged: wallet flags alone choose the axon. What has no meaning here
-(devices, epochs, W&B) is accepted and named once in the log.
+(devices, epochs, W&B) is accepted and named once in the log, by family, for its names
+change. What looks like one of ours mistyped is refused, and so is every unknown flag
+that might say who may ask: a restriction must not be lost by a letter.
 
     parser = script_parser(…)
     add_operator_arguments(parser)
@@ -15,6 +17,7 @@ import sys
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +28,10 @@ from errors import ConfigError
 
 AXON_REQUIREMENTS: Final = "requirements-axon.txt"
 PAGE_PORT: Final = 8091  # of pages and prompts over HTTP where there is no axon
+# From an axon's port to that of its pages: far enough for axons on consecutive ports, and
+# where no other program of an operator (Prometheus and its kin, a node) usually listens.
+PAGES_AWAY: Final = 10_000
+_LAST_PORT: Final = 65_535
 _DEFAULT_IP: Final = "0.0.0.0"  # noqa: S104  # an axon is asked from the whole internet
 
 
@@ -148,13 +155,16 @@ _FLAGS: Final = (
     _switch("logging.info", "log level info"),
 )
 
-# Accepted, with or without a value. `--wandb.<anything>` joins them.
+_OURS: Final = frozenset(flag.name for flag in _FLAGS)
+
+# Accepted, with or without a value; the others of their families join them.
 _IDLE: Final = (
     "axon.max_workers",
     "gcp.log_id_prefix",
     "logging.enable_third_party_loggers",
     "logging.logging_dir",
     "logging.record_log",
+    "mock",
     "neuron.device",
     "neuron.dont_save_events",
     "neuron.epoch_length",
@@ -164,7 +174,12 @@ _IDLE: Final = (
     "no_version_checking",
     "strict",
 )
-_WANDB: Final = re.compile(r"--(wandb\.\w+)(=.*)?", re.DOTALL)
+_FAMILIES: Final = ("axon", "gcp", "logging", "neuron", "subtensor", "wallet", "wandb")
+_GUARDED: Final = ("blacklist", "whitelist")
+_FAMILY_FLAG: Final = re.compile(
+    rf"--((?:{'|'.join((*_FAMILIES, *_GUARDED))})\.[\w.-]+)(=.*)?", re.DOTALL
+)
+_ALIKE: Final = 0.7  # from here on a name is one of ours mistyped: `prot`, `hotkeys`
 _LOG_LEVELS: Final = {
     "logging.trace": "debug",
     "logging.debug": "debug",
@@ -175,8 +190,9 @@ _LOG_LEVELS: Final = {
 def add_operator_arguments(parser: ArgumentParser, argv: Sequence[str] | None = None) -> None:
     """All operator flags, as two groups of the parser.
 
-    `argv` (default: the program's) is looked through for `--wandb.…` flags, whose names
-    nobody knows in advance. A flag that is not given leaves no trace in the result.
+    `argv` (default: the program's) is looked through for flags like `--neuron.…`, whose
+    names nobody knows in advance; it ends the program, as parsing does, for one that must
+    not be ignored. A flag that is not given leaves no trace in the result.
     """
     _add_choices(parser)
     group = parser.add_argument_group(
@@ -187,12 +203,32 @@ def add_operator_arguments(parser: ArgumentParser, argv: Sequence[str] | None = 
             f"--{flag.name}", default=SUPPRESS, dest=flag.name, help=flag.help, **flag.options
         )
     given = sys.argv[1:] if argv is None else argv
-    wandb = {match[1] for text in given if (match := _WANDB.fullmatch(text))}
+    named = {match[1] for text in given if (match := _FAMILY_FLAG.fullmatch(text))}
+    others = sorted(named - _OURS - {*_IDLE})
+    for name in others:
+        _refuse_mistyped(parser, name)
     idle = parser.add_argument_group(
-        "operator options without effect", "Accepted, with or without a value; also --wandb.*."
+        "operator options without effect",
+        "Accepted, with or without a value; also any other of "
+        f"{', '.join(f'--{family}.*' for family in _FAMILIES)}.",
     )
-    for name in (*_IDLE, *sorted(wandb)):
+    for name in (*_IDLE, *others):
         idle.add_argument(f"--{name}", default=SUPPRESS, dest=name, nargs="?", metavar="…")
+
+
+def _refuse_mistyped(parser: ArgumentParser, name: str) -> None:
+    """End the program for a flag that is nearly ours, or that might say who may ask."""
+    family, _, word = name.partition(".")
+    words = [ours.partition(".")[2] for ours in sorted(_OURS) if ours.startswith(f"{family}.")]
+    alike = get_close_matches(word, words, n=1, cutoff=_ALIKE)
+    if alike:
+        parser.error(f"--{name} is no flag here; did you mean --{family}.{alike[0]}?")
+    if family in _GUARDED:
+        known = ", ".join(f"--{family}.{ours}" for ours in words)
+        parser.error(
+            f"--{name} is no flag here, and who may ask is not left to chance; use {known}, or "
+            "leave it out."
+        )
 
 
 def _add_choices(parser: ArgumentParser) -> None:
@@ -241,21 +277,22 @@ def operator_settings(args: Namespace) -> OperatorSettings:
 
 
 def page_port(settings: Settings, operator: OperatorSettings) -> int:
-    """Where pages are served over HTTP: as the settings say, else on the port after an axon's.
+    """Where pages are served over HTTP: as the settings say, else PAGES_AWAY from an axon.
 
     Files of the reference miner name the axon's port alone. Whoever names that one for
     both means the same.
     """
     axon_port = operator.axon.port
     if operator.transport is Transport.AXON and settings.port in (None, axon_port):
-        return axon_port + 1
+        above = axon_port + PAGES_AWAY
+        return above if above <= _LAST_PORT else axon_port - PAGES_AWAY
     return PAGE_PORT if settings.port is None else settings.port
 
 
 def _transport(given: Mapping[str, Any]) -> Transport:
     if given["transport"]:
         return Transport(given["transport"])
-    has_wallet = any(name.startswith("wallet.") for name in given)
+    has_wallet = any(name.startswith("wallet.") for name in given.keys() & _OURS)
     return Transport.AXON if has_wallet else Transport.HTTP
 
 
@@ -285,7 +322,7 @@ def _policy(given: Mapping[str, Any], kind: ChainKind) -> CallerPolicy:
 
 
 def _remarks(given: Mapping[str, Any], transport: Transport, kind: ChainKind) -> tuple[str, ...]:
-    idle = [name for name in given if name in _IDLE or name.startswith("wandb.")]
+    idle = [name for name in given if name in _IDLE or ("." in name and name not in _OURS)]
     if kind is ChainKind.STATIC:
         idle += [name for name in given if name.startswith(("subtensor.", "blacklist.", "netuid"))]
     if transport is Transport.HTTP:

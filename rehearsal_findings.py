@@ -426,10 +426,14 @@ def flat_limit(speed: float) -> float:
 
 def _memory_point(found: Findings) -> Point:
     slopes = [slope for life in found.lives if (slope := slope_per_hour(life)) is not None]
+    if not slopes:
+        return Point(name="memory flat", held=None, detail="too short to tell")
+    limit = flat_limit(found.speed)
+    grown = ", ".join(f"{slope:+.1f}" for slope in slopes)
     return Point(
         name="memory flat",
-        held=max(slopes) <= flat_limit(found.speed) if slopes else None,
-        detail=", ".join(f"{slope:+.1f} MB/h" for slope in slopes) or "too short to tell",
+        held=max(slopes) <= limit,
+        detail=f"{grown} MB in a real hour, at most {limit:g}",
     )
 
 

@@ -21,6 +21,7 @@ FIRST_BACKOFF_S: Final = 600
 LONGEST_BACKOFF_S: Final = 6 * 3600
 TRAINING_NICENESS: Final = 10
 STOP_S: Final = 2  # for a training to end
+LIMIT_S: Final = 3600  # a set takes one minute to three; what takes this long hangs
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +29,15 @@ log = logging.getLogger(__name__)
 class Training:
     """One run of `train_models.py` in a process group of its own."""
 
-    def __init__(self, pair: Pair, command: Sequence[str]) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        command: Sequence[str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.pair = pair
-        self.began = time.monotonic()
+        self._clock = clock
+        self._began = clock()
         # A file, because a full pipe would stall the child; open until end().
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(  # noqa: S603  # our own script
@@ -47,6 +54,11 @@ class Training:
     def pid(self) -> int:
         """Its process id, and that of its group."""
         return self._process.pid
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return self._clock() - self._began
 
     def exit_code(self) -> int | None:
         """None while it runs."""
@@ -110,7 +122,8 @@ class Retrainer:
 
     Every attempt makes its pair wait longer for the next one, until the pair is
     due no more: that is what success means here, so a training that ends well
-    and helps nothing does not run forever either.
+    and helps nothing does not run forever either. One that hangs is ended, so that
+    it keeps the other pairs from training for LIMIT_S at most.
     """
 
     def __init__(
@@ -126,16 +139,16 @@ class Retrainer:
         self._running: Training | None = None
 
     def step(self) -> None:
-        """Take note of a training that ended; start the next one that may run."""
+        """Take note of a training that ended, or end it; start the next one that may run."""
         if self._running is not None:
-            if self._running.exit_code() is None:
+            if self._running.exit_code() is None and self._running.seconds < LIMIT_S:
                 return
             self._conclude(self._running)
         due = self._due()
         self._attempts = {pair: self._attempts[pair] for pair in due if pair in self._attempts}
         pair = next((pair for pair in due if self._may_try(pair)), None)
         if pair is not None:
-            self._running = Training(pair, self._command(pair))
+            self._running = Training(pair, self._command(pair), self._clock)
             log.info(
                 "training",
                 extra={"asset": pair[0], "frequency": pair[1], "pid": self._running.pid},
@@ -155,11 +168,11 @@ class Retrainer:
         asset, frequency = training.pair
         wait_s = self._put_off(training.pair)
         about: dict[str, object] = {"asset": asset, "frequency": frequency}
-        about["seconds"] = round(time.monotonic() - training.began)
+        about["seconds"] = round(training.seconds)
         if training.exit_code() == 0:
             log.info("trained", extra=about)
         else:
-            about |= {"reason": training.last_words(), "next_try_s": round(wait_s)}
+            about |= {"reason": _reason(training), "next_try_s": round(wait_s)}
             log.warning("training failed", extra=about)
         self.stop()
 
@@ -169,3 +182,10 @@ class Retrainer:
         wait_s = min(FIRST_BACKOFF_S * 2.0 ** (count - 1), LONGEST_BACKOFF_S)
         self._attempts[pair] = _Attempts(count, self._clock() + wait_s)
         return wait_s
+
+
+def _reason(training: Training) -> str:
+    last = training.last_words()
+    if training.exit_code() is not None:
+        return last
+    return f"ended after the limit of {LIMIT_S} s; the last that it said: {last}"

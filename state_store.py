@@ -126,15 +126,38 @@ def locked(directory: Path, purpose: str, wait_s: float = 0) -> Iterator[None]:
     is advisory and falls with the process, so a crash leaves nothing to clean.
     Raises: BusyError after `wait_s` seconds; StateError if no lock can be made.
     """
-    lock = FileLock(directory / ".lock", mode=0o600)
+    busy = (
+        f"{directory} is in use by another process, so {purpose} cannot start; "
+        "wait until that one is done, or name another folder."
+    )
+    with _held(directory, ".lock", wait_s, busy):
+        yield
+
+
+@contextmanager
+def owned(state_dir: Path) -> Iterator[None]:
+    """Keep a second miner from the state folder, for as long as the block runs.
+
+    Two would score into one ledger and save over each other. Whoever writes a part of it
+    locks that part (`locked`), beside the miner or not: this lock is another.
+    Raises: BusyError if a miner runs there; StateError if no lock can be made.
+    """
+    busy = (
+        f"another miner runs on state folder {state_dir}, and its calibration and ledger are that "
+        "one's own; give this one a folder with --state-dir, or end the other."
+    )
+    with _held(state_dir, ".miner.lock", 0, busy):
+        yield
+
+
+@contextmanager
+def _held(directory: Path, name: str, wait_s: float, busy: str) -> Iterator[None]:
+    lock = FileLock(directory / name, mode=0o600)
     try:
         _make_folder(directory)
         lock.acquire(timeout=wait_s)
     except Timeout:
-        raise BusyError(
-            f"{directory} is in use by another process, so {purpose} cannot start; "
-            "wait until that one is done, or name another folder."
-        ) from None
+        raise BusyError(busy) from None
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StateError(

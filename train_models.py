@@ -278,7 +278,7 @@ def _report(results: list[TrainingResult]) -> None:
         table("Trained models", columns, rows)
         print(
             "centre: squared error saved against no drift, out of sample; shrink: its weight "
-            "(0 = not used);\nscale: gamma deviance gained on a single EWMA; s: seconds per set."
+            "(0 = not used);\nscale: gamma deviance gained over a single EWMA; s: seconds per set."
         )
 
 

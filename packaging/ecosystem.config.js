@@ -1,8 +1,8 @@
 // PM2: pm2 start packaging/ecosystem.config.js
 //
 // Flags written for the reference miner may stay as they are; the README's pages on
-// operating say which have no effect. Pages and metrics are on port 8092 here: on the
-// port after the axon's, unless --port names another.
+// operating say which have no effect. Pages and metrics are on port 18091 here: on
+// the axon's plus 10000, unless --port names another.
 const path = require("path");
 
 const root = path.resolve(__dirname, "..");

@@ -1,8 +1,12 @@
 """The desk between transports and the engine: shared bytes, deadlines, priorities, observers."""
 
 import asyncio
+import gc
+import gzip
+import json
 import logging
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -23,6 +27,7 @@ from config import ASKED_AHEAD_S
 from domain import Diagnostics, Forecast, ForecastRequest
 from errors import (
     ChainUnavailable,
+    InvalidAnswer,
     NoPriceError,
     NotAllowed,
     NotVerified,
@@ -134,14 +139,93 @@ def test_who_asks_the_same_gets_the_same_bytes_without_new_work(desk, walks, tol
         {"request": prompt(length=660)},
         {"request": prompt(start=START + 60)},
         {"request": prompt(asset="ETH")},
-        {"encoder": SHADOW_JSON},
         {"origin": START - 60},
     ],
 )
 def test_who_asks_something_else_gets_something_else(desk, walks, other):
-    asked = {"request": prompt(), "encoder": PROMPT_JSON} | other
+    asked = {"request": prompt()} | other
     assert answered(desk, prompt()).body != answered(desk, **asked).body
     assert len(walks.computed) == 2
+
+
+def packing(encoded):
+    """Another encoding of what PROMPT_JSON says; notes each time that it is made."""
+
+    def pack(forecast):
+        encoded.append(threading.get_ident())
+        return gzip.compress(PROMPT_JSON.encode(forecast))
+
+    return Encoder("packed", pack)
+
+
+def test_every_encoding_is_of_the_one_forecast_and_made_once(desk, walks, told):
+    encoded: list[int] = []
+    packed = packing(encoded)
+    plain = answered(desk, prompt()).body
+    bodies = {answered(desk, prompt(), encoder=packed).body for _ in range(3)}
+    assert [gzip.decompress(body) for body in bodies] == [plain]
+    assert len(encoded) == 1
+    assert encoded[0] != threading.get_ident()  # the event loop only waits
+    assert walks.computed == ["BTC"]
+    outcomes = [record.outcome for record in told]
+    assert outcomes == [Outcome.COMPUTED, *[Outcome.REPEATED] * 3]
+    assert [record.forecast is None for record in told] == [False, True, True, True]
+
+
+def test_what_is_shown_over_http_is_what_validators_got(desk, walks):
+    sent = np.array(json.loads(answered(desk, prompt()).body)[2:])
+    shown = json.loads(answered(desk, prompt(), encoder=SHADOW_JSON).body)
+    moves = np.array(shown["paths"]) / shown["current_price"]
+    np.testing.assert_allclose(moves, sent / sent[:, :1], rtol=1e-6)
+    assert walks.computed == ["BTC"]
+
+
+def test_callers_of_different_encodings_at_the_same_time_share_one_computation(desk, walks, told):
+    encoded: list[int] = []
+    encoders = [PROMPT_JSON, packing(encoded), SHADOW_JSON] * 2
+
+    async def main():
+        asked = [
+            asyncio.create_task(ask(desk, prompt("SLOW"), encoder=encoder)) for encoder in encoders
+        ]
+        await begun(walks)
+        walks.release.set()
+        return await asyncio.gather(*asked)
+
+    bodies = [answer.body for answer in asyncio.run(main())]
+    assert bodies[:3] == bodies[3:]
+    assert gzip.decompress(bodies[1]) == bodies[0]
+    assert walks.computed == ["SLOW"]
+    assert len(encoded) == 1
+    assert [record.outcome for record in told].count(Outcome.COMPUTED) == 1
+    load = desk.load()
+    assert (load.waiting, load.running, load.cached) == (0, 0, 1)
+
+
+def test_a_forecast_is_kept_no_longer_for_being_written_once_more(walks):
+    clock = [1000.0]
+    desk = AnswerDesk(walks, monotonic=lambda: clock[0])
+    answered(desk, prompt(), budget_s=50)
+    clock[0] += 50
+    assert answered(desk, prompt(), budget_s=None, encoder=SHADOW_JSON).body
+    assert walks.computed == ["BTC"]
+    clock[0] += answer_desk.KEPT_AFTER_START_S + 1
+    answered(desk, prompt(), budget_s=None)
+    assert walks.computed == ["BTC", "BTC"]
+    desk.close()
+
+
+def test_an_encoding_that_fails_leaves_the_forecast_and_what_was_written_of_it(desk, walks):
+    body = answered(desk, prompt()).body
+
+    def refuse(_forecast):
+        raise InvalidAnswer("it cannot be written.")
+
+    for _ in range(2):
+        with pytest.raises(InvalidAnswer):
+            answered(desk, prompt(), encoder=Encoder("refusing", refuse))
+    assert answered(desk, prompt()).body == body
+    assert walks.computed == ["BTC"]
 
 
 def test_callers_at_the_same_time_share_one_computation(desk, walks, told):
@@ -223,13 +307,38 @@ def test_the_cache_never_holds_more_than_its_bytes(sizes):
 
 
 def test_the_cache_drops_what_was_not_asked_for_longest(walks):
-    size = len(answered(AnswerDesk(Walks()), prompt()).body)
+    one = AnswerDesk(Walks())
+    answered(one, prompt())
+    size = one.load().cached_bytes
+    one.close()
     desk = AnswerDesk(walks, cache_bytes=int(2.5 * size))
     for start in (START, START + 60, START, START + 120, START):
         answered(desk, prompt(start=start))
     assert len(walks.computed) == 3
     answered(desk, prompt(start=START + 60))
     assert len(walks.computed) == 4
+    desk.close()
+
+
+def test_nothing_is_held_beyond_what_the_bytes_of_the_cache_count(walks):
+    held: list[weakref.ref[np.ndarray]] = []
+    compute = walks.answer
+
+    def watched(request, *, origin=None):
+        forecast = compute(request, origin=origin)
+        held.append(weakref.ref(forecast.paths))
+        return forecast
+
+    walks.answer = watched
+    desk = AnswerDesk(walks, cache_bytes=200_000)
+    sizes = []
+    for number in range(60):
+        for encoder in (PROMPT_JSON, SHADOW_JSON):
+            answered(desk, prompt(start=START + 60 * number, paths=50), encoder=encoder)
+        sizes.append(desk.load().cached_bytes)
+    gc.collect()
+    assert max(sizes) <= 200_000
+    assert sum(ref() is not None for ref in held) == desk.load().cached == 200_000 // sizes[0]
     desk.close()
 
 

@@ -31,7 +31,7 @@ from answer_desk import AnswerDesk, AnswerRecord, Outcome
 from axon_adapter import AxonServer, BittensorReader, bt, load_wallet, serving, snapshot_of
 from caller_rules import CallerPolicy, Neuron
 from chain import ChainSnapshot, Endpoint, StaticChain
-from config import Settings
+from config import FeedHost, Settings
 from data_fetcher import SimulatedSource
 from domain import ForecastRequest
 from errors import ChainUnavailable, ConfigError, NoPriceError, RequestError
@@ -355,6 +355,34 @@ def test_identical_prompts_get_identical_bytes_whoever_asks(client, server, engi
         for name in ("validator", "second", "validator")
     }
     assert len(bodies) == 1
+
+
+class Moving:
+    """An engine whose price is another one at every answer."""
+
+    def __init__(self, engine):
+        self._engine = engine
+        self.assets, self.now = engine.assets, engine.now
+        self.computed = 0
+
+    def answer(self, request, *, origin=None):
+        self.computed += 1
+        forecast = self._engine.answer(request, origin=origin)
+        return replace(forecast, paths=forecast.paths * 1.01**self.computed)
+
+
+def test_a_new_price_between_a_packed_and_a_plain_answer_changes_nothing(here, engine):
+    moving, asked = Moving(engine), prompt(engine)
+    with (
+        listening(here, moving) as (other, _),
+        httpx.Client(base_url=f"http://{HERE}:{other.port}", timeout=20) as caller,
+    ):
+        bodies = [
+            post(caller, signed(other) | {"accept-encoding": accepts}, asked).content
+            for accepts in ("gzip", "identity", "gzip")
+        ]
+    assert len(set(bodies)) == 1
+    assert moving.computed == 1
 
 
 def test_the_answer_itself_is_in_the_body_alone(client, server, engine):
@@ -814,8 +842,42 @@ def test_an_answer_that_takes_longer_than_its_caller_waits_is_given_up(here, eng
 def test_a_busy_port_is_one_sentence_with_a_remedy(here):
     with socket.create_server((HERE, 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=rf"port {port} \(Address already.*--axon.port"):
+        with pytest.raises(ConfigError, match=rf"port {port}, another program.*--axon.port"):
             AxonServer(replace(here, port=port))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [({}, "another program does; end it"), ({"--wallet.name": "nobody"}, "does not exist")],
+)
+def test_an_axon_that_cannot_be_asks_no_venue_however_often_it_is_started(
+    here, tmp_path, changed, words
+):
+    with socket.create_server((HERE, 0)) as taken, socket.create_server((HERE, 0)) as venues:
+        venue = f"http://{HERE}:{venues.getsockname()[1]}"
+        config = tmp_path / "miner.toml"
+        config.write_text("".join(f'{host.value}_url = "{venue}"\n' for host in FeedHost))
+        flags = {
+            "--wallet.path": here.wallet_path,
+            "--wallet.name": here.wallet_name,
+            "--wallet.hotkey": here.wallet_hotkey,
+            "--axon.ip": HERE,
+            "--axon.port": taken.getsockname()[1],
+            "--port": 0,
+            "--config": config,
+        } | changed
+        words_of = [str(word) for flag in flags.items() for word in flag]
+        run = subprocess.run(
+            [sys.executable, str(ROOT / "miner.py"), *words_of],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        venues.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            venues.accept()
+    assert (run.returncode, run.stdout) == (1, "")
+    assert words in run.stderr.splitlines()[-1]
 
 
 def test_an_address_of_another_machine_is_replaced_by_all_of_ours(here, caplog):
@@ -949,7 +1011,7 @@ def test_the_last_known_stakes_serve_while_no_chain_can_be_reached(here, engine,
     desk = Desk(engine)
     chosen = operator(here, ChainKind.BITTENSOR, nowhere, "stranger")
     with (
-        serving(desk, chosen, store, now=engine.now) as other,
+        serving(other := AxonServer(chosen.axon), desk, chosen, store, now=engine.now),
         httpx.Client(base_url=f"http://{HERE}:{other.port}") as caller,
     ):
         for name, status in (("validator", 200), ("stranger", 200), ("poor", 403)):
@@ -967,7 +1029,8 @@ def test_the_last_known_stakes_serve_while_no_chain_can_be_reached(here, engine,
 def test_a_static_chain_starts_no_thread_for_it(here, engine, tmp_path):
     desk = Desk(engine)
     chosen = operator(here, ChainKind.STATIC, "finney", "stranger")
-    with serving(desk, chosen, StateStore(tmp_path), now=engine.now) as other:
+    other = AxonServer(chosen.axon)
+    with serving(other, desk, chosen, StateStore(tmp_path), now=engine.now):
         assert "chain" not in {thread.name for thread in threading.enumerate()}
         assert other.facts() == AxonFacts(port=other.port, is_up=True, chain=None)
     desk.close()
@@ -988,7 +1051,10 @@ def pages(here, folder, kind, monkeypatch):
     base = f"http://{HERE}:{listener.getsockname()[1]}"
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     try:
-        with miner._axon(running, operator(here, kind, f"ws://{HERE}:1"), chosen):
+        flags = operator(here, kind, f"ws://{HERE}:1")
+        axon = miner._bound_axon(flags)
+        assert axon is not None
+        with miner._serving(axon, running, flags, chosen):
             thread.start()
             try:
                 with httpx.Client(base_url=base, timeout=20) as opened:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -205,11 +205,51 @@ def complaint_of(*flags):
     return line
 
 
+def simulated(folder):
+    """Flags of a miner without models, its state in the folder."""
+    state, models = str(folder / "state"), str(folder / "models")
+    return "--source", "simulated", "--state-dir", state, "--model-dir", models
+
+
+def test_a_second_miner_on_a_state_folder_is_one_line_and_the_first_goes_on(tmp_path):
+    flags = simulated(tmp_path)
+    with running(*flags) as (_process, url, _lines):
+        line = complaint_of("--port", "0", *flags)
+        assert line == (
+            f"miner.py: another miner runs on state folder {tmp_path / 'state'}, and its "
+            "calibration and ledger are that one's own; give this one a folder with --state-dir, "
+            "or end the other."
+        )
+        assert complaint_of("--port", "0", "--reset-calibration", *flags) == line
+        assert ask(url).status_code == 200
+        port = url.rpartition(":")[2]
+        command = [sys.executable, str(ROOT / "test_miner.py"), "--preflight", "--port", port]
+        doctor = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
+        assert "this miner is running there" in doctor.stdout
+
+
+def test_a_killed_miner_leaves_its_state_folder_to_the_next(tmp_path):
+    for _ in range(2):
+        with running(*simulated(tmp_path)) as (process, _url, _lines):
+            process.kill()
+            process.wait(PATIENCE_S)
+
+
+def test_a_state_folder_that_cannot_be_locked_stops_no_miner(tmp_path, caplog):
+    (tmp_path / ".miner.lock").mkdir()
+    with ExitStack() as opened:
+        miner._own_state(opened, tmp_path)
+    assert "cannot be locked" in caplog.text
+
+
 def test_a_busy_port_is_one_line_and_exit_code_1():
     with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         line = complaint_of("--source", "simulated", "--port", str(port))
-    assert line.startswith(f"miner.py: cannot listen on 127.0.0.1 port {port}: Address already")
+    assert line == (
+        f"miner.py: the pages cannot listen on 127.0.0.1 port {port}, another program does; choose "
+        "another port with --port."
+    )
 
 
 def test_a_missing_archive_is_one_line_and_exit_code_1():

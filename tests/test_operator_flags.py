@@ -111,6 +111,34 @@ def test_what_does_nothing_here_is_accepted_and_named_once():
     assert "--netuid" not in remark
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--neuron.timeout 10",
+        "--neuron.timeout=10",
+        "--neuron.nprocs -1",
+        "--neuron.axon_off",
+        "--mock",
+        "--subtensor._mock",
+        "--no_prompt",
+        "--axon.disabled true",
+        "--logging.level.of-what 3",
+        "--wallet.coldkey x",
+        "--wandb.offline",
+        "--gcp.project y",
+    ],
+)
+def test_flags_of_the_reference_miners_families_are_accepted_and_named_once(line):
+    settings = read(f"{REFERENCE} {line} {line}")
+    assert settings.axon == read(REFERENCE).axon
+    name = line.replace("=", " ").split()[0]
+    assert settings.remarks == (f"these flags have no effect here: {name}.",)
+
+
+def test_a_flag_without_effect_chooses_no_transport():
+    assert read("--wallet.coldkey x").transport is Transport.HTTP
+
+
 @given(
     st.lists(st.sampled_from(["--wandb.off", "--wandb.entity x", "--wandb.notes='a b'"])),
 )
@@ -179,8 +207,18 @@ def test_a_mistyped_hotkey_is_named():
         ("--blacklist.validator_min_stake -1", "use a number from 0 on"),
         ("--transport carrier-pigeon", "invalid choice"),
         ("--chain none", "invalid choice"),
-        ("--axon.prot 8091", "unrecognized arguments"),
-        ("--neuron.what 1", "unrecognized arguments"),
+        ("--axon.prot 8091", "--axon.prot is no flag here; did you mean --axon.port?"),
+        ("--axon.external_prot=8091", "did you mean --axon.external_port?"),
+        ("--wallet.hotkeys h", "did you mean --wallet.hotkey?"),
+        ("--subtensor.chain_endpiont ws://x", "did you mean --subtensor.chain_endpoint?"),
+        ("--logging.debg", "did you mean --logging.debug?"),
+        ("--blacklist.validator_minimum_stake 9", "did you mean --blacklist.validator_min_stake?"),
+        ("--whitelist.hotkey x", "did you mean --whitelist.hotkeys?"),
+        ("--blacklist.nobody", "who may ask is not left to chance; use --blacklist.allow_non_reg"),
+        ("--whitelist.everybody=1", "use --whitelist.hotkeys, or leave it out"),
+        ("--walet.name w", "unrecognized arguments"),
+        ("--netuids 50", "unrecognized arguments"),
+        ("--state-dri x", "unrecognized arguments"),
     ],
 )
 def test_a_bad_value_is_refused_with_a_remedy(line, words, capsys):
@@ -205,24 +243,27 @@ def test_the_groups_fit_any_parser():
         ("", None, 8091),
         ("", 8300, 8300),
         ("", 0, 0),
-        ("--wallet.name miner", None, 8092),
-        ("--wallet.name miner --axon.port 8101", None, 8102),
+        ("--wallet.name miner", None, 18_091),
+        ("--wallet.name miner --axon.port 8101", None, 18_101),
+        ("--wallet.name miner --axon.port 55535", None, 65_535),
+        ("--wallet.name miner --axon.port 55536", None, 45_536),
+        ("--wallet.name miner --axon.port 65534", None, 55_534),
         ("--wallet.name miner --axon.port 8101", 8091, 8091),
         ("--wallet.name miner --axon.port 8101", 0, 0),
-        ("--wallet.name miner --axon.port 8101", 8101, 8102),
+        ("--wallet.name miner --axon.port 8101", 8101, 18_101),
         ("--wallet.name miner --axon.port 8101 --transport http", None, 8091),
     ],
 )
-def test_pages_are_on_the_port_after_an_axons_unless_another_is_named(line, port, page):
+def test_pages_are_far_from_an_axons_port_unless_another_is_named(line, port, page):
     assert page_port(Settings(port=port), read(line)) == page
 
 
-def test_pages_of_two_miners_and_their_axons_share_no_port():
+def test_pages_of_miners_on_consecutive_axon_ports_share_no_port():
     taken = []
-    for axon_port in (8091, 8093):
+    for axon_port in (8091, 8092, 8093):
         flags = read(f"--wallet.name miner --axon.port {axon_port}")
         taken += [flags.axon.port, page_port(Settings(), flags)]
-    assert len(set(taken)) == 4
+    assert len(set(taken)) == 6
 
 
 def test_a_port_in_the_settings_file_or_the_environment_is_one_that_was_named(tmp_path):
@@ -231,4 +272,4 @@ def test_a_port_in_the_settings_file_or_the_environment_is_one_that_was_named(tm
     flags = read("--wallet.name miner --axon.port 8101")
     assert page_port(load_settings(file, {}), flags) == 8091
     assert page_port(load_settings(environment={"LGBM_MINER_PORT": "8090"}), flags) == 8090
-    assert page_port(load_settings(environment={}), flags) == 8102
+    assert page_port(load_settings(environment={}), flags) == 18_101

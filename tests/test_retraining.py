@@ -162,6 +162,42 @@ def test_a_stopped_training_ends_with_all_its_workers(tmp_path):
     wait_for(lambda: not is_running(worker.read_text().rstrip(".")))
 
 
+def test_a_training_that_hangs_is_ended_with_its_workers_and_the_next_pair_is_trained(
+    log, tmp_path
+):
+    worker, clock = tmp_path / "worker", Clock()
+    hang = (
+        "import subprocess, sys, time, pathlib;"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
+        "print('fold 2 of 4', file=sys.stderr, flush=True);"
+        f"pathlib.Path({str(worker)!r}).write_text(f'{{child.pid}}.');"
+        "time.sleep(60)"
+    )
+    commands = {BTC: python(hang), XAU: python("pass")}
+    retrainer = Retrainer(lambda: [BTC, XAU], commands.__getitem__, clock)
+    retrainer.step()
+    leader = under_way(retrainer).pid
+    wait_for(lambda: worker.exists() and worker.read_text().endswith("."))
+    clock.time += retraining.LIMIT_S - 1
+    retrainer.step()
+    assert outcomes(log) == [("training", "BTC")]
+    clock.time += 1
+    retrainer.step()
+    assert outcomes(log)[1:] == [("training failed", "BTC"), ("training", "XAU")]
+    failure = next(line for line in log.records if line.getMessage() == "training failed")
+    assert failure.reason == "ended after the limit of 3600 s; the last that it said: fold 2 of 4"
+    assert (failure.seconds, failure.next_try_s) == (3600, 600)
+    wait_for(lambda: not is_running(leader))
+    wait_for(lambda: not is_running(worker.read_text().rstrip(".")))
+    clock.time += failure.next_try_s - 1
+    run_to_end(retrainer)
+    assert outcomes(log)[3:] == [("trained", "XAU")]
+    clock.time += 1
+    retrainer.step()
+    assert outcomes(log)[4:] == [("training", "BTC")]
+    retrainer.stop()
+
+
 def test_a_training_that_will_not_listen_is_killed(monkeypatch, tmp_path):
     monkeypatch.setattr(retraining, "STOP_S", 0.2)
     deaf = tmp_path / "deaf"

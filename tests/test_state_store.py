@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 import state_store
 from errors import BusyError, StateError
-from state_store import StateStore, folder_mark, locked, write_atomically
+from state_store import StateStore, folder_mark, locked, owned, write_atomically
 
 DAY = 86_400
 START = 1_764_547_200  # 2025-12-01, midnight UTC
@@ -162,6 +162,18 @@ def test_a_lock_falls_when_the_block_fails(tmp_path):
 
 def test_a_second_lock_in_one_process_is_refused_too(tmp_path):
     with locked(tmp_path, "training"), pytest.raises(BusyError), locked(tmp_path, "training"):
+        pass
+
+
+def test_a_miner_owns_its_state_folder_and_leaves_others_their_work_in_it(tmp_path):
+    with owned(tmp_path):
+        with locked(tmp_path, "training"), locked(tmp_path / "bars", "storing bars"):
+            pass
+        with pytest.raises(BusyError, match=r"another miner runs on .*--state-dir"):
+            owned(tmp_path).__enter__()
+        with owned(tmp_path / "another"):
+            pass
+    with owned(tmp_path):
         pass
 
 
