@@ -28,12 +28,20 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, Protocol, TypeAlias
 
+from config import ASKED_AHEAD_S
 from domain import Diagnostics, Forecast, ForecastRequest
-from errors import MinerError, NoPriceError, Overloaded, RequestError, TooLate
+from errors import (
+    ChainUnavailable,
+    MinerError,
+    NoPriceError,
+    NotAllowed,
+    Overloaded,
+    RequestError,
+    TooLate,
+)
 from wire_format import Encoder, format_iso
 
 MAX_AHEAD_S: Final = 3600  # how far in the future a prompt may start
-ASKED_AHEAD_S: Final = 60  # how far ahead of its start a prompt is usually asked
 ANSWER_THREADS: Final = 4  # NumPy releases the interpreter lock while it draws
 MOST_WAITING: Final = 128  # distinct requests in the queue
 # Of forecasts and their encodings: a day takes 2.3 MB, and 1 MB gzipped or 3 MB plain.
@@ -96,7 +104,8 @@ class Outcome(StrEnum):
     UNAVAILABLE = "unavailable"  # the caller can only wait
     FAILED = "failed"  # a bug
     LEFT = "left"  # the caller hung up first
-    TURNED_AWAY = "turned_away"  # by the transport: body, signature, stake
+    NOT_ALLOWED = "not_allowed"  # for who the caller has proven to be: stake, permit, unread chain
+    TURNED_AWAY = "turned_away"  # by the transport, unread: route, signature, body
 
 
 ANSWERED: Final = frozenset({Outcome.COMPUTED, Outcome.REPEATED})
@@ -173,6 +182,8 @@ def _outcome_of(error: BaseException) -> Outcome:
         (Overloaded, Outcome.OVERLOADED),
         (NoPriceError, Outcome.NO_PRICE),
         (RequestError, Outcome.REFUSED),
+        (NotAllowed, Outcome.NOT_ALLOWED),
+        (ChainUnavailable, Outcome.NOT_ALLOWED),
         (MinerError, Outcome.UNAVAILABLE),
         (asyncio.CancelledError, Outcome.LEFT),
     )
@@ -399,14 +410,17 @@ class AnswerDesk:
     ) -> None:
         """Let observers know of a request that a transport refused itself, and why.
 
-        A start that has passed is `too_late` as it is at the desk: the prompt was missed.
+        A prompt that was read has the outcome that it has at the desk, and so has who may
+        not ask; what was not read is `turned_away`.
         """
-        late = isinstance(reason, TooLate)
+        outcome = Outcome.TURNED_AWAY
+        if isinstance(reason, RequestError | NotAllowed | ChainUnavailable):
+            outcome = _outcome_of(reason)
         self._report(
             AnswerRecord(
                 at=now,
                 caller=caller,
-                outcome=Outcome.TOO_LATE if late else Outcome.TURNED_AWAY,
+                outcome=outcome,
                 ms=0.0,
                 request=request,
                 reason=str(reason),

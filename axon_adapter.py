@@ -331,7 +331,7 @@ class AxonServer:
         self._chain = chain
         self.axon.attach(forward_fn=_forward(desk, self.hotkey, now), verify_fn=_verified)
 
-        def turned_away(who: str, reason: str) -> None:
+        def turned_away(who: str, reason: str | MinerError) -> None:
             desk.turn_away(Caller(name=who, transport=TRANSPORT), reason, now=now())
 
         keeper = GateKeeper(

@@ -61,7 +61,7 @@ class GateKeeper:
     is_signed: SignatureCheck
     chain: Chain
     policy: CallerPolicy
-    turned_away: Callable[[str, str], None]  # told of each refusal: who, why
+    turned_away: Callable[[str, str | MinerError], None]  # told of each refusal: who, why
 
 
 class _Refusal(Exception):
@@ -102,30 +102,36 @@ class AxonGate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        who = _address(scope)
+        claim: Claim | None = None
+        reason: str | MinerError
         try:
-            call = await self._admit(scope, receive)
+            headers = _read_headers(scope)
+            claim = self._verified(headers)
+            call = await self._admit(claim, headers, receive)
         except _HungUp:
             return
         except _Refusal as refusal:
             status, reason = refusal.status, str(refusal)
         except MinerError as error:
-            status, reason = status_of(error), str(error)
+            status, reason = status_of(error), error
         else:
             await self._app(*_rewritten(scope, receive, call, self._keeper), send)
             return
-        self._keeper.turned_away(who, reason)
-        await refusal_response(status, reason)(scope, receive, send)
+        self._keeper.turned_away(_who(scope, claim, reason), reason)
+        await refusal_response(status, str(reason))(scope, receive, send)
 
-    async def _admit(self, scope: Scope, receive: Receive) -> AxonCall:
-        """Every check, from cheap to dear; the memory of answered requests comes last."""
-        keeper, headers = self._keeper, _read_headers(scope)
-        claim = read_claim(headers)
+    def _verified(self, headers: Mapping[str, str]) -> Claim:
+        """Who asks, beyond doubt. Raises: NotVerified."""
+        keeper, claim = self._keeper, read_claim(headers)
         check_age(claim, self._now_ns())
         if not keeper.is_signed(claim, claim.message(keeper.own_hotkey)):
             raise NotVerified("the signature does not fit this request, its sender and this miner.")
         if claim.body_hash != keeper.body_hash:
             raise NotVerified("the signed hash is not that of a Simulation's body.")
+        return claim
+
+    async def _admit(self, claim: Claim, headers: Mapping[str, str], receive: Receive) -> AxonCall:
+        """The other checks, from cheap to dear; the memory of answered requests comes last."""
         priority, is_stranger = self._permission(claim.hotkey)
         request = read_prompt(await _read_body(receive))
         self._answered.admit(claim, self._now_ns(), is_stranger=is_stranger)
@@ -153,7 +159,13 @@ def refusal_response(status: int, sentence: str) -> Response:
     return Response(orjson.dumps({"message": sentence}), status, media_type="application/json")
 
 
-def _address(scope: Scope) -> str:
+def _who(scope: Scope, claim: Claim | None, reason: str | MinerError) -> str:
+    """The hotkey of a caller that was verified and then refused for itself or its prompt.
+
+    Else the address: a replay and a body that does not come may be anybody's.
+    """
+    if claim is not None and isinstance(reason, MinerError) and not isinstance(reason, NotVerified):
+        return claim.hotkey
     client = scope.get("client")
     return str(client[0]) if client else "unknown"
 

@@ -151,6 +151,7 @@ VENUE_BARS_KEPT: Final[Mapping[Venue, int]] = MappingProxyType({Venue.HYPERLIQUI
 
 # An anchor price older than this gives way to the next step of the ladder.
 ANCHOR_MAX_AGE_S: Final = 120
+ASKED_AHEAD_S: Final = 60  # how far ahead of its start a prompt is usually asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -250,3 +250,8 @@ class Forecast:
     request: ForecastRequest
     paths: FloatArray
     diagnostics: Diagnostics
+
+    @property
+    def anchor_age_s(self) -> int:
+        """How old the starting price is when the paths start; the same whenever it is asked."""
+        return self.request.start_ts - self.diagnostics.anchor_ts

@@ -8,6 +8,7 @@ holds histories, models and states for it, and knows the retraining cadence.
 
 import logging
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -19,7 +20,15 @@ import numpy as np
 from numpy.random import Generator
 
 from bar_cleaning import summarise_set_aside
-from config import DAY_S, FREQUENCIES, Frequency, Settings, asset_spec
+from config import (
+    ANCHOR_MAX_AGE_S,
+    ASKED_AHEAD_S,
+    DAY_S,
+    FREQUENCIES,
+    Frequency,
+    Settings,
+    asset_spec,
+)
 from data_fetcher import BarSource, GrowingSource
 from domain import (
     Bars,
@@ -57,6 +66,8 @@ CACHED_VIEWS: Final = 16  # moments per asset and frequency: callers ask for the
 STATE_SPACING_S: Final = DAY_S  # states of past moments that are kept for replays
 # With the newest, one that is at least a day old: replays of the last day go on from it.
 SAVED_STATES: Final = 3
+# When the paths start, not now: a request asked twice is answered with the same notes.
+OLD_AT_START_S: Final = ANCHOR_MAX_AGE_S + ASKED_AHEAD_S
 
 
 # ---------------------------------------------------------------- the forecast
@@ -100,7 +111,7 @@ def draw(
     return Forecast(
         request=request,
         paths=law.price * np.exp(moves / 1e4),
-        diagnostics=_diagnostics(view, now, start),
+        diagnostics=_diagnostics(request, view, now, start),
     )
 
 
@@ -169,11 +180,16 @@ def centre_path(view: MarketView, points: IntArray) -> FloatArray:
     return interpolate_centre(anchors, (points - view.anchor_ts).astype(np.float64))
 
 
-def _diagnostics(view: MarketView, now: int, anchor: Anchor) -> Diagnostics:
+def _diagnostics(
+    request: ForecastRequest, view: MarketView, now: int, anchor: Anchor
+) -> Diagnostics:
     later = view.trained_until is not None and view.trained_until > now
     notes = view.notes
     if later:
         notes = (*notes, "the models were trained on bars later than this moment")
+    age_s = request.start_ts - anchor.ts
+    if age_s > OLD_AT_START_S:
+        notes = (*notes, f"the price is already {age_s / 60:.0f} minutes old at the start")
     return Diagnostics(
         rung=view.rung.value,
         frequency=view.spec.frequency.value,
@@ -193,6 +209,11 @@ def request_frequency(request: ForecastRequest) -> Frequency:
     """The set that answers: LF where its five-minute bars can make up the steps."""
     low = FREQUENCIES[Frequency.LF]
     return Frequency.LF if request.increment_s % low.bar_s == 0 else Frequency.HF
+
+
+def _by_preference(frequency: Frequency) -> tuple[Frequency, ...]:
+    """The frequency itself, and the other one, which answers if it has no bars."""
+    return frequency, *(other for other in Frequency if other is not frequency)
 
 
 def request_rng(seed: int, request: ForecastRequest) -> Generator:
@@ -279,6 +300,15 @@ class ForecastEngine:
         """Assets that can be answered, in the order of the source."""
         return tuple(dict.fromkeys(asset for asset, _ in self._markets))
 
+    def served(self) -> Mapping[str, tuple[Frequency, ...]]:
+        """What prompts are expected for, whether or not there are bars of it yet."""
+        return self._source.frequencies()
+
+    def held(self, asset: str, frequency: Frequency) -> MarketHistory | None:
+        """The bars in memory; None while there are none, or nobody asked for them yet."""
+        market = self._markets.get((asset, frequency))
+        return None if market is None else market.history
+
     def trained(self) -> dict[Pair, int]:
         """Pairs that answer from a trained set, and when its training data end."""
         return {
@@ -296,6 +326,25 @@ class ForecastEngine:
                 f"{', '.join(self.assets()) or 'nothing'}."
             )
         return market.history
+
+    def anchor(self, asset: str, frequency: Frequency) -> Anchor | None:
+        """What an answer would start from now; None while no price is known."""
+        now = self.now()
+        held = (self.held(asset, each) for each in _by_preference(frequency))
+        history = next((entry for entry in held if entry is not None), None)
+        known = None if history is None else history.known_at(now)
+        return self._anchor(known, now) if known and len(known.price_bars) else None
+
+    def scored_ts(self, asset: str, frequency: Frequency) -> int | None:
+        """When the scored feed itself last told a price, believed or not; Unix seconds."""
+        history = self.held(asset, frequency)
+        told = []
+        if history is not None and history.stand_in is None and len(history.price_bars):
+            told.append(history.anchor_ts)
+        quote = self._prices.quote(asset) if self._prices else None
+        if quote is not None:
+            told.append(quote.ts)
+        return min(max(told), self.now()) if told else None
 
     def calibration(self, asset: str, frequency: Frequency) -> dict[str, float]:
         """What the controller multiplies the scale by, by lead; empty without a state."""
@@ -436,23 +485,23 @@ class ForecastEngine:
             if not len(known.price_bars):
                 self._refuse_without_price(request, market, origin)
             view = self._view(market, known)
-        anchor = self._anchor(request, known, now) if origin is None else None
+        anchor = None
+        if origin is None and self._prices is not None:
+            fresh = self._anchor(known, now)
+            anchor = fresh if fresh.ts <= request.start_ts + known.scored_lag_s else None
         return draw(request, view, now, request_rng(self._settings.seed, request), anchor)
 
-    def _anchor(self, request: ForecastRequest, known: MarketHistory, now: int) -> Anchor | None:
-        """The freshest price by the ladder of the price board; None: the last bar's."""
-        if self._prices is None:
-            return None
+    def _anchor(self, known: MarketHistory, now: int) -> Anchor:
+        """The freshest price by the ladder of the price board; without one, the last bar's."""
         bar = PriceQuote(price=known.anchor_price, ts=known.anchor_ts, feed=known.price_bars.feed)
-        anchor = self._prices.anchor(request.asset, bar, now)
-        return anchor if anchor.ts <= request.start_ts + known.scored_lag_s else None
+        if self._prices is None:
+            return Anchor(price=bar.price, ts=bar.ts, feed=bar.feed, source=AnchorSource.LAST_BAR)
+        return self._prices.anchor(known.asset, bar, now)
 
     def _choose_market(self, request: ForecastRequest) -> _Market:
-        """The request's frequency decides; the other one answers if it has no bars."""
+        """The market that answers. Raises: UnknownAsset, NoPriceError."""
         asset_spec(request.asset)
-        wanted = request_frequency(request)
-        other = Frequency.HF if wanted is Frequency.LF else Frequency.LF
-        for frequency in (wanted, other):
+        for frequency in _by_preference(request_frequency(request)):
             market = self._market(request.asset, frequency)
             if market is not None:
                 return market

@@ -21,7 +21,6 @@ from clock import open_clock
 from collector import Collected, Collector, Progress
 from config import FeedPlan, Settings, Venue
 from data_fetcher import LiveSource
-from domain import PriceQuote
 from errors import SourceUnavailable
 from feeds import Feed, open_feeds
 from price_board import PriceBoard, PricePoller
@@ -99,10 +98,6 @@ class LiveMarket:
     def poll(self) -> None:
         """Ask the feeds for their prices."""
         self.poller.poll()
-
-    def quote(self, asset: str) -> PriceQuote | None:
-        """The scored feed's latest quote."""
-        return self.prices.quote(asset)
 
     def warnings(self) -> tuple[str, ...]:
         """Feeds that fail now or are hard to believe, one sentence each, without its full stop."""

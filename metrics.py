@@ -7,6 +7,7 @@ never holds what a caller may choose: unknown assets are counted as "other".
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
 from typing import Final, TypeAlias, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
@@ -14,9 +15,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from answer_desk import ANSWERED, AnswerRecord, DeskLoad
-from config import ASSETS
+from answer_desk import ANSWERED, AnswerRecord, DeskLoad, Outcome
+from config import ANCHOR_MAX_AGE_S, ASSETS
 from miner_facts import AxonFacts, MarketFacts, MinerFacts
+from operator_flags import Transport
 from own_scores import OwnScore
 
 T = TypeVar("T")
@@ -36,6 +38,16 @@ _MARKET: Final[_Gauges[Callable[[MarketFacts, float], float | None]]] = (
     ("bar_age_seconds", "Time since the last bar closed", lambda m, t: _age(m.last_bar_ts, t)),
     ("price_age_seconds", "Age of the price answers start from", lambda m, t: _age(m.price_ts, t)),
     ("price", "The price answers start from", lambda m, _: m.price),
+    (
+        "has_price",
+        "1 if a price is known, 0 if prompts are refused",
+        lambda m, _: m.price is not None,
+    ),
+    (
+        "scored_price_age_seconds",
+        "Time since the scored feed itself told a price, infinite before the first",
+        lambda m, t: math.inf if m.scored_ts is None else t - m.scored_ts,
+    ),
     ("model_age_seconds", "Time since training data end", lambda m, t: _age(m.trained_until, t)),
     ("model_trained", "1 with trained models, else 0", lambda m, _: m.trained_until is not None),
     ("training_due", "1 if a training is due, else 0", lambda m, _: m.is_due),
@@ -86,8 +98,8 @@ class Metrics:
         )
         self._anchors = Counter(
             f"{PREFIX}answers_by_anchor",
-            "Answers by where the price that they start from was taken",
-            ["asset", "anchor"],
+            "Answers by where the price that they start from was taken, and whether it was old",
+            ["asset", "anchor", "stale"],
             registry=self._registry,
         )
         self._seconds = Histogram(
@@ -97,6 +109,9 @@ class Metrics:
             buckets=BUCKETS_S,
             registry=self._registry,
         )
+        # Told as 0 from the start: a rise that begins with the series is none to Prometheus.
+        for transport, outcome in product(Transport, Outcome):
+            self._requests.labels(transport.value, outcome.value)
         ProcessCollector(registry=self._registry)
         self._registry.register(_Readings(facts, load, lost))
 
@@ -108,7 +123,8 @@ class Metrics:
         asset = record.request.asset if record.request.asset in ASSETS else "other"
         frequency = record.diagnostics.frequency
         self._answers.labels(asset, frequency, record.diagnostics.rung).inc()
-        self._anchors.labels(asset, record.diagnostics.anchor_source).inc()
+        stale = record.diagnostics.price_age_s > ANCHOR_MAX_AGE_S
+        self._anchors.labels(asset, record.diagnostics.anchor_source, str(stale).lower()).inc()
         self._seconds.labels(frequency, record.outcome.value).observe(record.ms / 1e3)
 
     def page(self) -> bytes:

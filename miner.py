@@ -41,7 +41,7 @@ from http_service import bind, build_app, server_for
 from ledger import LEDGER_FILE, Ledger
 from live_market import LiveMarket
 from metrics import Metrics
-from miner_facts import AxonFacts, EngineFacts, MarketFacts, MinerFacts, with_axon
+from miner_facts import AxonFacts, EngineFacts, MinerFacts, with_axon
 from operator_flags import (
     PAGE_PORT,
     PAGES_AWAY,
@@ -168,29 +168,12 @@ class Miner:
         return self.engine.due()
 
     def _fill(self, facts: MinerFacts) -> MinerFacts:
-        """The facts with quotes, calibration, feeds that fail, and the axon."""
+        """The facts with the axon, and the feeds that fail."""
         if self.axon is not None:
             facts = with_axon(facts, self.axon())
         if self.market is None:
             return facts
-        return replace(
-            facts,
-            markets=tuple(self._with_quote(market) for market in facts.markets),
-            warnings=(*facts.warnings, *self.market.warnings()),
-        )
-
-    def _with_quote(self, facts: MarketFacts) -> MarketFacts:
-        quote = self.market.quote(facts.asset) if self.market else None
-        calibration = self.engine.calibration(*facts.pair)
-        if quote is None or (facts.price_ts is not None and quote.ts < facts.price_ts):
-            return replace(facts, calibration=calibration)
-        return replace(
-            facts,
-            price=quote.price,
-            price_ts=quote.ts,
-            price_feed=quote.feed,
-            calibration=calibration,
-        )
+        return replace(facts, warnings=(*facts.warnings, *self.market.warnings()))
 
 
 class BackfillLog:

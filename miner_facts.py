@@ -6,17 +6,18 @@ adds what else there is by `extra`, which takes the facts and returns fuller one
 
     facts = EngineFacts(engine, source="venue", own=book.latest, extra=with_feed_prices)
 
-Everything is read from memory; nothing here waits for a disk or a network.
+Every market that prompts are expected for has its facts, empty where nothing is
+known: one that is missing would be missed by nobody. Everything is read from memory;
+nothing here waits for a disk or a network.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, TypeAlias
 
 from chain import SYNC_S, ChainHealth
 from config import FREQUENCIES, NUM_PATHS, Frequency
 from domain import Forecast, ForecastRequest, MarketHistory
-from errors import MinerError
 from forecast_engine import ForecastEngine
 from own_scores import OwnScore, Pair
 
@@ -34,11 +35,13 @@ class MarketFacts:
     asset: str
     frequency: Frequency
     last_bar_ts: int | None  # when the last bar closed; None: there are no bars
-    price: float | None  # what the next answer would start from
+    price: float | None  # what the next answer would start from; None: prompts are refused
     price_ts: int | None
     price_feed: str | None  # e.g. "binance:BTCUSDT"
-    trained_until: int | None  # None: no trained models
-    is_due: bool  # for training
+    trained_until: int | None = None  # None: no trained models
+    is_due: bool = False  # for training
+    price_source: str | None = None  # the step of the ladder of prices that gave it
+    scored_ts: int | None = None  # when the scored feed last told a price, believed or not
     stand_in: str | None = None  # the feed whose bars are used while the scored one has none
     own: OwnScore | None = None
     calibration: Mapping[str, float] = field(default_factory=dict)  # scalars by name
@@ -73,8 +76,8 @@ class MinerFacts:
 
     @property
     def assets(self) -> tuple[str, ...]:
-        """Assets with bars, in their order."""
-        return tuple(dict.fromkeys(market.asset for market in self.markets))
+        """Assets that can be answered, in their order."""
+        return tuple(dict.fromkeys(m.asset for m in self.markets if m.price is not None))
 
 
 class FactSource(Protocol):
@@ -108,16 +111,16 @@ class EngineFacts:
     def facts(self) -> MinerFacts:
         """The facts now."""
         now = self._engine.now()
-        markets = tuple(self._markets())
-        warnings = tuple(_doubts(markets, now)) if self._is_live else ()
-        obstacles = () if markets else ("no asset has any bars yet",)
+        markets = self._markets()
+        can_answer = any(market.price is not None for market in markets)
+        warnings = (*_without_price(markets), *(_doubts(markets, now) if self._is_live else ()))
         facts = MinerFacts(
             now=now,
             source=self._source,
             is_live=self._is_live,
             markets=markets,
-            obstacles=obstacles,
-            warnings=warnings,
+            obstacles=() if can_answer else ("no asset has any bars yet",),
+            warnings=warnings if can_answer else (),
         )
         return self._extra(facts)
 
@@ -133,46 +136,45 @@ class EngineFacts:
         )
         return self._engine.answer(request), self._engine.history(asset, frequency)
 
-    def _markets(self) -> list[MarketFacts]:
-        trained, due, own = self._engine.trained(), set(self._engine.due()), self._own()
-        markets = []
-        for asset in self._engine.assets():
-            for frequency in Frequency:
-                try:
-                    history = self._engine.history(asset, frequency)
-                except MinerError:
-                    continue  # it is not served at this frequency
-                pair = asset, frequency
-                markets.append(
-                    _market(
-                        history,
-                        trained_until=trained.get(pair),
-                        is_due=pair in due,
-                        own=own.get(pair),
-                    )
-                )
-        return markets
+    def _markets(self) -> tuple[MarketFacts, ...]:
+        trained, due, own = self._engine.trained(), self._engine.due(), self._own()
+        served = self._engine.served().items()
+        return tuple(
+            replace(
+                self._market(asset, frequency),
+                trained_until=trained.get((asset, frequency)),
+                is_due=(asset, frequency) in due,
+                own=own.get((asset, frequency)),
+            )
+            for asset, frequencies in served
+            for frequency in frequencies
+        )
+
+    def _market(self, asset: str, frequency: Frequency) -> MarketFacts:
+        """What bars and prices say."""
+        engine = self._engine
+        history, anchor = engine.held(asset, frequency), engine.anchor(asset, frequency)
+        return MarketFacts(
+            asset=asset,
+            frequency=frequency,
+            last_bar_ts=history.bars.end_ts if history and len(history.bars) else None,
+            price=anchor.price if anchor else None,
+            price_ts=anchor.ts if anchor else None,
+            price_feed=anchor.feed if anchor else None,
+            price_source=anchor.source.value if anchor else None,
+            scored_ts=engine.scored_ts(asset, frequency),
+            stand_in=history.stand_in if history else None,
+            calibration=engine.calibration(asset, frequency),
+        )
 
 
-def _market(
-    history: MarketHistory, *, trained_until: int | None, is_due: bool, own: OwnScore | None
-) -> MarketFacts:
-    known = len(history.price_bars) > 0
-    return MarketFacts(
-        asset=history.asset,
-        frequency=history.frequency,
-        last_bar_ts=history.bars.end_ts if len(history.bars) else None,
-        price=history.anchor_price if known else None,
-        price_ts=history.anchor_ts if known else None,
-        price_feed=history.price_bars.feed if known else None,
-        trained_until=trained_until,
-        is_due=is_due,
-        stand_in=history.stand_in,
-        own=own,
-    )
+def _without_price(markets: Sequence[MarketFacts]) -> list[str]:
+    """Assets whose prompts are refused."""
+    blind = dict.fromkeys(market.asset for market in markets if market.price is None)
+    return [f"{asset}: no price yet, its prompts are refused" for asset in blind]
 
 
-def _doubts(markets: tuple[MarketFacts, ...], now: float) -> list[str]:
+def _doubts(markets: Sequence[MarketFacts], now: float) -> list[str]:
     sentences = []
     for market in markets:
         bar_s = FREQUENCIES[market.frequency].bar_s
@@ -181,9 +183,9 @@ def _doubts(markets: tuple[MarketFacts, ...], now: float) -> list[str]:
                 f"{market.asset} {market.frequency}: no bar of the scored feed is stored, "
                 f"{market.stand_in} stands in"
             )
-        if market.last_bar_ts is None:
+        if market.last_bar_ts is None and market.price is not None:
             sentences.append(f"{market.asset} {market.frequency} has no bars")
-        elif now - market.last_bar_ts > STALE_BARS * bar_s:
+        elif market.last_bar_ts is not None and now - market.last_bar_ts > STALE_BARS * bar_s:
             minutes = (now - market.last_bar_ts) / 60
             sentences.append(
                 f"{market.asset} {market.frequency}: the last bar is {minutes:.0f} minutes old"

@@ -37,6 +37,7 @@ TEMPLATE: Final = "status_page.html.j2"
 PAGE_S: Final = 5.0  # a rendered page is good for so long
 REFRESH_S: Final = 15  # the page asks for a new one so often
 SHOWN_REQUESTS: Final = 12
+SHOWN_NOT_ALLOWED: Final = 4  # of them: callers, each with its latest request
 SHOWN_LINES: Final = 12
 KEPT_REQUESTS: Final = 4_000
 KEPT_LINES: Final = 50
@@ -53,6 +54,9 @@ RUNG_NAMES: Final = {
     "prior": "documented volatility",
 }
 BEST_RUNG: Final = "lightgbm"
+# Anybody can cause them, so there may be a flood: they are counted apart from the others.
+FLOODS: Final = {Outcome.NOT_ALLOWED: "not allowed", Outcome.TURNED_AWAY: "turned away unread"}
+NO_PRICE: Final = "No price is known yet, so its prompts are refused."
 
 log = logging.getLogger(__name__)
 
@@ -129,35 +133,52 @@ class RecentRequests:
 
     def __init__(self) -> None:
         self._lines: deque[RequestLine] = deque(maxlen=KEPT_REQUESTS)
-        self._turned_away: deque[float] = deque(maxlen=KEPT_REQUESTS)
+        self._not_allowed: tuple[RequestLine, ...] = ()  # by caller, the latest first
+        self._floods = {outcome: deque[float](maxlen=KEPT_REQUESTS) for outcome in FLOODS}
 
     def observe(self, record: AnswerRecord) -> None:
-        """Keep one request; those turned away unread are only counted, there may be a flood."""
-        if record.outcome is Outcome.TURNED_AWAY:
-            self._turned_away.append(record.at)
-            return
-        rung = record.diagnostics.rung if record.diagnostics else None
-        asset = record.request.asset if record.request else ""
-        if record.diagnostics:
-            asset = f"{asset} {FREQUENCY_NAMES[Frequency(record.diagnostics.frequency)]}"
-        line = RequestLine(
-            at=record.at,
-            asset=_clip(asset, 24),
-            caller=_shortened(record.caller.name),
-            transport=record.caller.transport,
-            outcome=record.outcome,
-            ms=record.ms,
-            note=RUNG_NAMES.get(rung, rung) if rung else _clip(record.reason or "", 120),
-        )
-        self._lines.append(line)
+        """Keep one request, without letting a flood of refusals push others out."""
+        if record.outcome in self._floods:
+            self._floods[record.outcome].append(record.at)
+        if record.outcome is Outcome.NOT_ALLOWED:
+            line = _request_line(record)
+            others = [held for held in self._not_allowed if held.caller != line.caller]
+            self._not_allowed = (line, *others[: SHOWN_NOT_ALLOWED - 1])
+        elif record.outcome is not Outcome.TURNED_AWAY:
+            self._lines.append(_request_line(record))
 
     def since(self, moment: float) -> list[RequestLine]:
-        """Requests since then, the latest first."""
+        """Requests since then, the latest first, without the floods."""
         return [line for line in reversed(self._lines.copy()) if line.at >= moment]
 
-    def turned_away_since(self, moment: float) -> int:
-        """How many requests were turned away unread since then; counts to some thousands."""
-        return sum(at >= moment for at in self._turned_away.copy())
+    def floods_since(self, moment: float) -> dict[Outcome, int]:
+        """How many refusals that anybody can cause there were; each counts to some thousands."""
+        return {
+            outcome: sum(at >= moment for at in times.copy())
+            for outcome, times in self._floods.items()
+        }
+
+    def shown(self, moment: float) -> list[RequestLine]:
+        """The latest requests, with callers who were not allowed since then."""
+        refused = [line for line in self._not_allowed if line.at >= moment]
+        lines = [*refused, *self.since(0)[: SHOWN_REQUESTS - len(refused)]]
+        return sorted(lines, key=lambda line: line.at, reverse=True)
+
+
+def _request_line(record: AnswerRecord) -> RequestLine:
+    rung = record.diagnostics.rung if record.diagnostics else None
+    asset = record.request.asset if record.request else ""
+    if record.diagnostics:
+        asset = f"{asset} {FREQUENCY_NAMES[Frequency(record.diagnostics.frequency)]}"
+    return RequestLine(
+        at=record.at,
+        asset=_clip(asset, 24),
+        caller=_shortened(record.caller.name),
+        transport=record.caller.transport,
+        outcome=record.outcome,
+        ms=record.ms,
+        note=RUNG_NAMES.get(rung, rung) if rung else _clip(record.reason or "", 120),
+    )
 
 
 def _clip(text: str, length: int) -> str:
@@ -257,9 +278,8 @@ class StatusPage:
             rows=rows,
             gain=_weighted([(row.own.answers, row.gain) for row in rows]),
             covered=_weighted([(row.own.answers, row.own.covered) for row in rows]),
-            hour=_hour(self._requests.since(facts.now - 3600)),
-            turned_away=self._requests.turned_away_since(facts.now - 3600),
-            requests=self._requests.since(0)[:SHOWN_REQUESTS],
+            hour=_hour(self._requests, facts.now - 3600),
+            requests=self._requests.shown(facts.now - 3600),
             lines=self._lines.lines()[:SHOWN_LINES],
             load=self._load(),
             memory=self._memory(),
@@ -287,14 +307,17 @@ class StatusPage:
         )
 
     def _draw(self, market: MarketFacts, now: float) -> _Drawn:
-        """The market's picture, drawn again with every bar and every model."""
-        key = (now // FREQUENCIES[market.frequency].bar_s, market.trained_until)
+        """The market's picture, drawn again with every bar, every model and the first price."""
+        has_price = market.price is not None
+        key = (now // FREQUENCIES[market.frequency].bar_s, market.trained_until, has_price)
         drawn = self._drawn.get(market.pair)
         if drawn is None or drawn.key != key:
             drawn = self._drawn[market.pair] = self._draw_anew(market, key)
         return drawn
 
     def _draw_anew(self, market: MarketFacts, key: tuple[object, ...]) -> _Drawn:
+        if market.price is None:
+            return _Drawn(key, None, None, (NO_PRICE,))
         try:
             forecast, history = self._source.fan(*market.pair)
         except MinerError as error:
@@ -308,15 +331,17 @@ def _market_name(market: MarketFacts) -> str:
     return f"{market.asset} {FREQUENCY_NAMES[market.frequency]}"
 
 
-def _hour(lines: Sequence[RequestLine]) -> Hour:
+def _hour(requests: RecentRequests, since: float) -> Hour:
+    lines, floods = requests.since(since), requests.floods_since(since)
     times = [line.ms for line in lines if line.answered]
-    outcomes = Counter(line.outcome.value for line in lines)
+    outcomes = Counter(line.outcome.value.replace("_", " ") for line in lines)
+    counted = [(FLOODS[outcome], count) for outcome, count in floods.items() if count]
     return Hour(
         answered=len(times),
-        refused=len(lines) - len(times),
+        refused=len(lines) - len(times) + floods[Outcome.NOT_ALLOWED],
         median_ms=statistics.median(times) if times else None,
         slowest_ms=max(times, default=None),
-        outcomes=outcomes.most_common(),
+        outcomes=[*outcomes.most_common(), *counted],
     )
 
 

@@ -259,9 +259,8 @@ def encode_shadow_answer(forecast: Forecast) -> bytes:
     """The answer to `POST /predict` as JSON bytes.
 
     Every path is scaled by its own point 0, so that it begins exactly at
-    `current_price`, the last known price. The age of that price is left out of
-    the diagnostics: it moves with the clock, and a request asked twice gets
-    the same bytes.
+    `current_price`, the last known price. The diagnostics tell how old that price
+    is at the start of the paths, not now: a request asked twice gets the same bytes.
 
     Raises: InvalidAnswer if the paths cannot be sent.
     """
@@ -280,7 +279,8 @@ def encode_shadow_answer(forecast: Forecast) -> bytes:
         "paths": orjson.Fragment(b"".join((b"[", _rows_json(paths)))),
         "timestamps": timestamps,
         "diagnostics": {
-            key: value for key, value in asdict(diagnostics).items() if key != "price_age_s"
+            **{key: value for key, value in asdict(diagnostics).items() if key != "price_age_s"},
+            "anchor_age_s": forecast.anchor_age_s,
         },
         "metadata": {
             "horizon_seconds": request.length_s,

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 import answer_desk
 from answer_desk import (
-    ASKED_AHEAD_S,
     MAX_AHEAD_S,
     AnswerDesk,
     AnswerRecord,
@@ -24,8 +23,19 @@ from answer_desk import (
     prompt_budget,
     refusal_status,
 )
+from config import ASKED_AHEAD_S
 from domain import Diagnostics, Forecast, ForecastRequest
-from errors import InvalidAnswer, NoPriceError, Overloaded, RequestError, TooLate, UnknownAsset
+from errors import (
+    ChainUnavailable,
+    InvalidAnswer,
+    NoPriceError,
+    NotAllowed,
+    NotVerified,
+    Overloaded,
+    RequestError,
+    TooLate,
+    UnknownAsset,
+)
 from wire_format import PROMPT_JSON, SHADOW_JSON, Encoder
 
 START = 1_766_102_700 // 60 * 60
@@ -584,14 +594,22 @@ def test_a_transport_reports_whom_it_turned_away(desk, told):
     assert record.reason == "the signature is missing."
 
 
-def test_a_start_that_had_passed_is_a_missed_prompt_and_no_stranger(desk, told):
-    desk.turn_away(CALLER, TooLate("it has passed."), now=NOW, request=prompt())
-    desk.turn_away(CALLER, RequestError("it is a year ahead."), now=NOW, request=prompt())
-    assert [record.outcome for record in told] == [Outcome.TOO_LATE, Outcome.TURNED_AWAY]
-    assert [(record.request, record.reason) for record in told] == [
-        (prompt(), "it has passed."),
-        (prompt(), "it is a year ahead."),
-    ]
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (TooLate, Outcome.TOO_LATE),
+        (RequestError, Outcome.REFUSED),
+        (NotAllowed, Outcome.NOT_ALLOWED),
+        (ChainUnavailable, Outcome.NOT_ALLOWED),
+        (NotVerified, Outcome.TURNED_AWAY),
+        (Overloaded, Outcome.TURNED_AWAY),  # of strangers: our own queue has room
+    ],
+)
+def test_a_prompt_refused_for_itself_or_its_sender_is_told_from_noise(desk, told, error, outcome):
+    desk.turn_away(CALLER, error("so it is."), now=NOW, request=prompt())
+    (record,) = told
+    assert record.outcome is outcome
+    assert (record.request, record.reason) == (prompt(), "so it is.")
 
 
 def test_every_outcome_leaves_one_log_line(desk, caplog):

@@ -530,7 +530,29 @@ def test_the_flags_decide_who_may_ask(here, engine):
         assert (status, "has no validator permit" in sentence) == (403, True)
     told = {(record.caller.name, record.outcome) for record in desk.told}
     assert (CALLERS["stranger"].ss58_address, Outcome.REPEATED) in told
-    assert (HERE, Outcome.TURNED_AWAY) in told
+    assert (CALLERS["no permit"].ss58_address, Outcome.NOT_ALLOWED) in told
+
+
+def test_a_verified_callers_lost_prompt_is_told_with_its_hotkey_and_noise_without(here, engine):
+    with (
+        listening(here, engine) as (other, desk),
+        httpx.Client(base_url=f"http://{HERE}:{other.port}", timeout=20) as caller,
+    ):
+        asked = prompt(engine)
+        post(caller, signed(other, CALLERS["poor"]), asked)
+        post(caller, signed(other, CALLERS["stranger"]), asked)
+        post(caller, signed(other), prompt(engine, time_increment="60"))
+        post(caller, signed(other), prompt(engine, 90))
+        caller.get("/wp-login.php")
+        post(caller, with_(signature=f"0x{'00' * 64}")(signed(other), other), asked)
+    assert [(record.caller.name, record.outcome) for record in desk.told] == [
+        (CALLERS["poor"].ss58_address, Outcome.NOT_ALLOWED),
+        (CALLERS["stranger"].ss58_address, Outcome.NOT_ALLOWED),
+        (VALIDATOR.ss58_address, Outcome.REFUSED),
+        (VALIDATOR.ss58_address, Outcome.REFUSED),
+        (HERE, Outcome.TURNED_AWAY),
+        (HERE, Outcome.TURNED_AWAY),
+    ]
 
 
 def test_without_a_chain_the_named_hotkeys_alone_are_answered(here, engine):

@@ -24,6 +24,7 @@ from chain import StaticChain
 from domain import MAX_HORIZON_S, MAX_PATHS, ForecastRequest
 from errors import (
     ChainUnavailable,
+    MinerError,
     NoPriceError,
     NotAllowed,
     NotVerified,
@@ -33,6 +34,7 @@ from errors import (
 )
 
 ALICE = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"
+ADDRESS = "192.0.2.1"
 OURS = "5FHneW46xGXgs5mUiveU4sbTyGBzmstUspZC92UhjJM694ty"
 NOW_NS = 1_766_102_700 * NS
 BODY_HASH = "a" * 64
@@ -71,19 +73,32 @@ class Inner:
         await send({"type": "http.response.body", "body": b"fine"})
 
 
+NOBODY = StaticChain().snapshot()
+
+
+class Known:
+    """A chain as it was read; None: never."""
+
+    def __init__(self, snapshot):
+        self._snapshot = snapshot
+
+    def snapshot(self):
+        return self._snapshot
+
+
 class Gate:
     """A gate on no network: messages in, messages out."""
 
-    def __init__(self, *, is_signed=True):
+    def __init__(self, *, is_signed=True, whitelist=(ALICE,), chain=NOBODY):
         self.inner = Inner()
-        self.turned_away: list[tuple[str, str]] = []
+        self.turned_away: list[tuple[str, str | MinerError]] = []
         self.messages: list[Message] = []
         keeper = GateKeeper(
             own_hotkey=OURS,
             body_hash=BODY_HASH,
             is_signed=lambda claim, message: is_signed,
-            chain=StaticChain(),
-            policy=CallerPolicy(whitelist=frozenset({ALICE})),
+            chain=Known(chain),
+            policy=CallerPolicy(whitelist=frozenset(whitelist)),
             turned_away=lambda who, why: self.turned_away.append((who, why)),
         )
         self.gate = AxonGate(self.inner, keeper, now_ns=lambda: NOW_NS)
@@ -108,7 +123,7 @@ class Gate:
             "method": "POST",
             "path": "/Simulation",
             "headers": [(name.encode(), text.encode()) for name, text in headers.items()],
-            "client": ("192.0.2.1", 5),
+            "client": (ADDRESS, 5),
             "query_string": b"a=b",
         } | scope
         asyncio.run(self.gate(asked, receive, send))
@@ -148,8 +163,35 @@ def test_a_refused_request_does_not_reach_the_inner_application_and_is_told_of()
     assert gate.post(body()) == 401
     assert gate.inner.asked == []
     ((who, why),) = gate.turned_away
-    assert who == "192.0.2.1"
-    assert orjson.loads(gate.messages[1]["body"]) == {"message": why}
+    assert who == ADDRESS
+    assert orjson.loads(gate.messages[1]["body"]) == {"message": str(why)}
+
+
+@pytest.mark.parametrize(
+    ("gate", "parts", "who", "error"),
+    [
+        ({"whitelist": ()}, (), ALICE, NotAllowed),
+        ({"whitelist": (), "chain": None}, (), ALICE, ChainUnavailable),
+        ({}, (b"null",), ALICE, RequestError),  # verified and allowed: a prompt was lost
+        ({"is_signed": False}, (), ADDRESS, NotVerified),
+        ({}, (b" " * (MAX_BODY_BYTES + 1),), ADDRESS, str),
+    ],
+)
+def test_a_verified_caller_is_named_where_it_is_refused_for_itself_or_its_prompt(
+    gate, parts, who, error
+):
+    gate = Gate(**gate)
+    assert gate.post(*(parts or (body(),))) >= 400
+    ((named, why),) = gate.turned_away
+    assert named == who
+    assert isinstance(why, error)
+
+
+def test_a_replay_may_be_anybodys_and_is_named_by_its_address():
+    gate = Gate()
+    gate.post(body())
+    assert gate.post(body()) == 401
+    assert [who for who, _ in gate.turned_away] == [ADDRESS]
 
 
 def test_what_is_refused_leaves_no_trace():

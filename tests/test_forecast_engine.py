@@ -22,6 +22,7 @@ from data_fetcher import ArchiveSource, LoadedHistory, SimulatedSource
 from domain import Bars, ForecastRequest, MarketHistory, PriceQuote
 from errors import NoPriceError, RequestError, UnknownAsset
 from forecast_engine import (
+    OLD_AT_START_S,
     STATE_SCHEMA,
     ForecastEngine,
     centre_path,
@@ -46,6 +47,7 @@ from path_fitting import STARTING_SHAPES
 from price_board import Anchor, AnchorSource, PriceBoard
 from state_store import StateStore
 from uncertainty_engine import level_at, step_scales
+from wire_format import encode_shadow_answer
 
 HF, LF = Frequency.HF, Frequency.LF
 
@@ -1076,3 +1078,78 @@ def test_an_answer_starts_from_the_freshest_price_and_says_so(archive, settings)
     assert (told.anchor_price, told.anchor_ts, told.price_age_s) == (price, now - 7, 7)
     assert np.median(quoted.paths[:, 0]) == pytest.approx(price, rel=1e-3)
     assert engine.answer(request, origin=now - 180).diagnostics.anchor_source == "last_bar"
+
+
+def test_what_is_told_of_the_price_is_what_an_answer_starts_from(archive, settings):
+    board = PriceBoard(feed_plans("venue", protocol_profile("2026-09")))
+    source = growing(archive, archive.now() - 1800)
+    source.clock = now = archive.now()
+    engine = ForecastEngine.open(source, settings, board)
+    bar = engine.history("BTC", HF)
+
+    def agreed():
+        told = engine.answer(ask(now)).diagnostics
+        anchor, other = (engine.anchor("BTC", frequency) for frequency in Frequency)
+        assert anchor is not None
+        assert anchor == other
+        assert (anchor.price, anchor.ts) == (told.anchor_price, told.anchor_ts)
+        assert (anchor.feed, anchor.source) == (told.anchor_feed, told.anchor_source)
+        return anchor.source, now - anchor.ts, now - engine.scored_ts("BTC", HF)
+
+    assert agreed() == (AnchorSource.LAST_BAR, 1800, 1800)
+    wild = PriceQuote(price=10 * bar.anchor_price, ts=now - 7, feed="binance:BTCUSDT")
+    board.post("BTC", wild)
+    assert agreed() == (AnchorSource.LAST_BAR, 1800, 7)
+    second = PriceQuote(price=bar.anchor_price, ts=now - 44, feed="pyth:Crypto.BTC/USD")
+    board.post("BTC", second)
+    assert agreed() == (AnchorSource.SECOND_SOURCE, 44, 7)
+
+
+def test_nothing_is_told_of_a_price_that_is_not_known(archive, settings):
+    source = Growing({}, clock=archive.now())
+    board = PriceBoard(feed_plans("venue", protocol_profile("2026-09")))
+    engine = ForecastEngine.open(source, settings, board)
+    assert engine.served() == {"BTC": (HF, LF)}
+    assert engine.held("BTC", HF) is None
+    assert engine.anchor("BTC", HF) is None
+    assert engine.scored_ts("BTC", HF) is None
+    board.post("BTC", PriceQuote(price=1.0, ts=archive.now() - 5, feed="binance:BTCUSDT"))
+    assert engine.anchor("BTC", HF) is None  # a quote alone is not answered from
+    assert engine.scored_ts("BTC", HF) == archive.now() - 5
+
+
+def test_looking_at_a_market_does_not_take_it_up(archive, settings):
+    """A health check at the start must not keep the first answer waiting."""
+    engine = ForecastEngine(growing(archive, archive.now()), settings)
+    assert engine.held("BTC", HF) is None
+    assert engine.anchor("BTC", HF) is None
+    assert engine.assets() == ()
+
+
+@pytest.mark.parametrize("age_s", [OLD_AT_START_S, OLD_AT_START_S + 60])
+def test_an_old_price_is_noted_the_same_whenever_it_is_asked_for(archive, settings, age_s):
+    end = archive.now()
+    source = growing(archive, end)
+    engine = ForecastEngine.open(source, settings)
+    told = set()
+    for asked_at in (end, end + age_s - 60, end + age_s):
+        source.clock = asked_at
+        told.add(encode_shadow_answer(engine.answer(ask(end + age_s))))
+    (answer,) = told
+    diagnostics = orjson.loads(answer)["diagnostics"]
+    assert diagnostics["anchor_age_s"] == age_s
+    noted = "the price is already 4 minutes old at the start" in diagnostics["notes"]
+    assert noted is (age_s > OLD_AT_START_S)
+
+
+def test_a_replay_tells_the_age_of_its_price_the_same_now_and_later(archive, settings):
+    end = archive.now()
+    source = growing(archive, end)
+    engine = ForecastEngine.open(source, settings)
+    request = ask(end - 600)
+    told = set()
+    for clock in (end, end + 3600):
+        source.clock = clock
+        told.add(encode_shadow_answer(engine.answer(request, origin=end - 600)))
+    assert len(told) == 1
+    assert orjson.loads(told.pop())["diagnostics"]["anchor_age_s"] == 0

@@ -226,7 +226,10 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"forecast_engine", "own_scores"}),
         "facts are read off the engine, and scores are among them",
     ),
-    "metrics": (frozenset({"answer_desk"}), "what the desk tells is counted"),
+    "metrics": (
+        frozenset({"answer_desk", "operator_flags"}),
+        "what the desk tells is counted, for every transport from 0 on",
+    ),
     "status_page": (
         frozenset({"answer_desk", "plots"}),
         "a page of figures and of what the desk told",

@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from answer_desk import AnswerRecord, Caller, DeskLoad, Outcome
 from chain import ChainHealth
-from config import Frequency
+from config import ANCHOR_MAX_AGE_S, Frequency
 from domain import Diagnostics, ForecastRequest
 from metrics import CONTENT_TYPE, Metrics
 from miner_facts import AxonFacts, MarketFacts, MinerFacts
@@ -27,6 +28,7 @@ TRAINED = MarketFacts(
     price=98_000.5,
     price_ts=int(NOW) - 4,
     price_feed="binance:BTCUSDT",
+    scored_ts=int(NOW) - 900,
     trained_until=int(NOW) - 7200,
     is_due=False,
     own=OWN,
@@ -45,7 +47,7 @@ BARE = MarketFacts(
 FACTS = MinerFacts(now=NOW, source="venue", is_live=True, markets=(TRAINED, BARE))
 
 
-def record(outcome=Outcome.COMPUTED, asset="BTC", ms=41.0, anchor="quote"):
+def record(outcome=Outcome.COMPUTED, asset="BTC", ms=41.0, anchor="quote", age_s=0):
     answered = outcome in (Outcome.COMPUTED, Outcome.REPEATED)
     return AnswerRecord(
         at=NOW,
@@ -60,7 +62,7 @@ def record(outcome=Outcome.COMPUTED, asset="BTC", ms=41.0, anchor="quote"):
             frequency="hf",
             anchor_price=1.0,
             anchor_ts=0,
-            price_age_s=0,
+            price_age_s=age_s,
             model_id=None,
             trained_until=None,
             models_saw_later_bars=False,
@@ -90,6 +92,8 @@ def test_ages_prices_models_and_scores_are_told_by_market(metrics):
     assert found["bar_age_seconds", "BTC", "hf"] == 70
     assert found["price_age_seconds", "BTC", "hf"] == 4
     assert found["price", "BTC", "hf"] == 98_000.5
+    assert found["has_price", "BTC", "hf"] == 1
+    assert found["scored_price_age_seconds", "BTC", "hf"] == 900
     assert found["model_age_seconds", "BTC", "hf"] == 7200
     assert found["own_crps_bp", "BTC", "hf"] == 490
     assert found["ewma_t_crps_bp", "BTC", "hf"] == 500
@@ -102,8 +106,10 @@ def test_what_is_unknown_is_left_out_not_told_as_zero(metrics):
     found = scraped(metrics)
     assert found["model_trained", "XAU", "lf"] == 0
     assert found["training_due", "XAU", "lf"] == 1
+    assert found["has_price", "XAU", "lf"] == 0
+    assert found["scored_price_age_seconds", "XAU", "lf"] == math.inf  # so that an alert sees it
     told = {name for name, *labels in found if "XAU" in labels}
-    assert told == {"model_trained", "training_due"}
+    assert told == {"model_trained", "training_due", "has_price", "scored_price_age_seconds"}
 
 
 def test_queue_memory_and_losses_are_told(metrics):
@@ -137,12 +143,22 @@ def test_answers_are_counted_by_outcome_rung_and_time(metrics):
     assert found["answer_seconds_bucket", "0.025", "computed", "hf"] == 0
 
 
+@pytest.mark.parametrize(
+    ("age_s", "stale"), [(ANCHOR_MAX_AGE_S, "false"), (ANCHOR_MAX_AGE_S + 1, "true")]
+)
 @pytest.mark.parametrize("source", list(AnchorSource))
-def test_answers_are_counted_by_the_step_of_the_price_ladder(metrics, source):
+def test_answers_are_counted_by_the_step_of_the_price_ladder(metrics, source, age_s, stale):
     for outcome in (Outcome.COMPUTED, Outcome.REPEATED, Outcome.NO_PRICE):
-        metrics.observe(record(outcome, anchor=source.value))
+        metrics.observe(record(outcome, anchor=source.value, age_s=age_s))
     anchors = {key[1:]: n for key, n in scraped(metrics).items() if "by_anchor_total" in key[0]}
-    assert anchors == {tuple(sorted(("BTC", source.value))): 2}
+    assert anchors == {tuple(sorted(("BTC", source.value, stale))): 2}
+
+
+def test_every_outcome_is_counted_from_zero_on(metrics):
+    """A series that begins with its first event shows Prometheus no rise."""
+    counted = {key[1:]: n for key, n in scraped(metrics).items() if key[0] == "requests_total"}
+    pairs = product(("axon", "http"), (outcome.value for outcome in Outcome))
+    assert counted == {tuple(sorted(pair)): 0 for pair in pairs}
 
 
 def test_no_caller_can_make_up_labels(metrics):

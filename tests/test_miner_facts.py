@@ -14,6 +14,7 @@ from miner_facts import (
     STALE_CHAIN_S,
     AxonFacts,
     EngineFacts,
+    MarketFacts,
     MinerFacts,
     with_axon,
 )
@@ -42,7 +43,9 @@ def test_every_market_is_told_with_its_price_and_models(engine):
     assert minute.own is OWN
     history = engine.history("BTC", Frequency.HF)
     assert (minute.price, minute.price_ts) == (history.anchor_price, history.anchor_ts)
-    assert minute.price_feed == history.price_bars.feed
+    assert (minute.price_feed, minute.price_source) == (history.price_bars.feed, "last_bar")
+    assert minute.scored_ts == history.anchor_ts
+    assert minute.calibration == engine.calibration("BTC", Frequency.HF) != {}
     assert minute.last_bar_ts == history.bars.end_ts
     assert minute.trained_until == engine.trained()["BTC", Frequency.HF]
     gold = facts.markets[-1]
@@ -85,8 +88,8 @@ def test_a_feed_that_stands_in_is_named_in_a_warning(engine):
         def __getattr__(self, name):
             return getattr(engine, name)
 
-        def history(self, asset, frequency):
-            return replace(engine.history(asset, frequency), stand_in="pyth:Crypto.BTC/USD")
+        def held(self, asset, frequency):
+            return replace(engine.held(asset, frequency), stand_in="pyth:Crypto.BTC/USD")
 
     facts = EngineFacts(StandingIn(), source="venue", is_live=True).facts()  # type: ignore[arg-type]
     said = "BTC hf: no bar of the scored feed is stored, pyth:Crypto.BTC/USD stands in"
@@ -96,7 +99,36 @@ def test_a_feed_that_stands_in_is_named_in_a_warning(engine):
 
 def test_without_any_bars_there_is_an_obstacle(archive, tmp_path):
     empty = ForecastEngine(archive, Settings(state_dir=tmp_path, model_dir=tmp_path))
-    assert EngineFacts(empty, source="archive").facts().obstacles
+    facts = EngineFacts(empty, source="archive").facts()
+    assert (facts.obstacles, facts.warnings) == (("no asset has any bars yet",), ())
+    assert facts.assets == ()
+
+
+def test_a_served_market_without_bars_has_its_facts_and_a_warning(archive, tmp_path):
+    class Wider:
+        """The archive, as if ETH were to be served from it as well."""
+
+        def __getattr__(self, name):
+            return getattr(archive, name)
+
+        def frequencies(self):
+            return archive.frequencies() | {"ETH": tuple(Frequency)}
+
+    settings = Settings(source="archive", model_dir=tmp_path, state_dir=tmp_path)
+    engine = ForecastEngine.open(Wider(), settings)
+    facts = EngineFacts(engine, source="archive").facts()
+    assert facts.warnings == ("ETH: no price yet, its prompts are refused",)
+    assert (facts.obstacles, facts.assets) == ((), ("BTC", "XAU"))
+    minute, day = (market for market in facts.markets if market.asset == "ETH")
+    assert (minute.frequency, day.frequency) == (Frequency.HF, Frequency.LF)
+    assert minute == MarketFacts(
+        asset="ETH",
+        frequency=Frequency.HF,
+        last_bar_ts=None,
+        price=None,
+        price_ts=None,
+        price_feed=None,
+    )
 
 
 def test_whoever_wires_the_miner_can_add_what_the_engine_does_not_know(engine):

@@ -301,15 +301,114 @@ def test_every_metric_that_is_named_exists(page):
     assert named - told == set()
 
 
-def test_alerts_name_outcomes_that_exist_and_the_page_names_the_alerts():
+# Outcomes that no alert looks for, each with its reason.
+NOT_ALERTED = {
+    Outcome.NOT_ALLOWED: "any key can cause it; validators who are refused show in MinerNotAsked",
+    Outcome.TURNED_AWAY: "anybody can cause it",
+}
+
+
+def test_every_outcome_is_in_an_alert_or_left_out_for_a_reason():
     rules = text("prometheus-alerts.yml")
-    outcomes = {
+    alerted = {
         name for group in re.findall(r'outcome=~"([^"]+)"', rules) for name in group.split("|")
     }
-    assert outcomes <= {outcome.value for outcome in Outcome}
-    alerts = re.findall(r"- alert: (\w+)", rules)
-    assert len(alerts) == 6
-    assert re.findall(r"^\| `(Miner\w+)` ", PAGES[0].read_text(), flags=re.MULTILINE) == alerts
+    assert alerted == {outcome.value for outcome in Outcome} - {o.value for o in NOT_ALERTED}
+    for group in re.findall(r'outcome!~"([^"]+)"', rules):
+        # what others can cause at will must not water a share down
+        assert {outcome.value for outcome in NOT_ALERTED} <= set(group.split("|"))
+
+
+def alerts():
+    return re.findall(r"- alert: (\w+)", text("prometheus-alerts.yml"))
+
+
+def test_the_page_names_the_alerts():
+    page = PAGES[0].read_text()
+    assert re.findall(r"^\| `(Miner\w+)` ", page, flags=re.MULTILINE) == alerts()
+
+
+REQUESTS = 'lgbm_miner_requests_total{instance="a",transport="%s",outcome="%s"}'
+BTC = '{instance="a",asset="BTC",frequency="hf"}'
+WELL = {
+    'up{job="lgbm-miner",instance="a"}': "1+0x1000",
+    'lgbm_miner_ready{instance="a"}': "1+0x1000",
+    'lgbm_miner_axon_up{instance="a"}': "1+0x1000",
+    'lgbm_miner_registered{instance="a"}': "1+0x1000",
+    'lgbm_miner_chain_age_seconds{instance="a"}': "300+0x1000",
+    f"lgbm_miner_has_price{BTC}": "1+0x1000",
+    f"lgbm_miner_price_age_seconds{BTC}": "30+0x1000",
+    f"lgbm_miner_scored_price_age_seconds{BTC}": "30+0x1000",
+    f"lgbm_miner_model_age_seconds{BTC}": "9000+0x1000",
+    f"lgbm_miner_model_trained{BTC}": "1+0x1000",
+    f"lgbm_miner_own_crps_ratio{BTC}": "0.97+0x1000",
+    f"lgbm_miner_own_answers_scored{BTC}": "900+0x1000",
+    **{
+        REQUESTS % (transport, outcome.value): "0+0x1000"
+        for transport in Transport
+        for outcome in Outcome
+    },
+    REQUESTS % ("axon", "computed"): "0+4x1000",
+    REQUESTS % ("axon", "turned_away"): "0+50x1000",  # scanners and strangers, always
+    REQUESTS % ("axon", "not_allowed"): "0+50x1000",
+}
+FAULTS = {
+    "nothing": ({}, set()),
+    "it is down": ({'up{job="lgbm-miner",instance="a"}': "0+0x1000"}, {"MinerCannotAnswer"}),
+    "an asset without bars": (
+        {
+            f"lgbm_miner_has_price{BTC}": "0+0x1000",
+            f"lgbm_miner_price_age_seconds{BTC}": "_x1000",
+            f"lgbm_miner_scored_price_age_seconds{BTC}": "Inf+0x1000",
+        },
+        {"MinerAssetWithoutPrice", "MinerScoredFeedStale"},
+    ),
+    "slow answers": ({REQUESTS % ("axon", "left"): "0+1x1000"}, {"MinerTooLate"}),
+    "prompts without a price": (
+        {REQUESTS % ("axon", "no_price"): "0+1x1000"},
+        {"MinerRefusesPrompts"},
+    ),
+    "a new asset": ({REQUESTS % ("axon", "refused"): "0+1x1000"}, {"MinerRefusesPrompts"}),
+    "nonsense over HTTP": ({REQUESTS % ("http", "refused"): "0+9x1000"}, set()),
+    "a closed port": ({REQUESTS % ("axon", "computed"): "0+4x10 40+0x990"}, {"MinerNotAsked"}),
+    "nobody asks a miner that is not registered": (
+        {
+            REQUESTS % ("axon", "computed"): "0+0x1000",
+            'lgbm_miner_registered{instance="a"}': "0+0x1000",
+        },
+        {"MinerOffChain"},
+    ),
+    "the scored feed down": (
+        {f"lgbm_miner_scored_price_age_seconds{BTC}": "30+60x1000"},
+        {"MinerScoredFeedStale"},
+    ),
+    "every feed down": (
+        {
+            f"lgbm_miner_price_age_seconds{BTC}": "30+60x1000",
+            f"lgbm_miner_scored_price_age_seconds{BTC}": "30+60x1000",
+        },
+        {"MinerFeedStale", "MinerScoredFeedStale"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "fired"), FAULTS.values(), ids=FAULTS)
+def test_each_fault_raises_its_alert_and_no_other(changes, fired, tmp_path):
+    promtool = program("promtool")
+    firing = {
+        "expr": 'group by (alertname) (ALERTS{alertstate="firing"})',
+        "eval_time": "2h",
+        "exp_samples": [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in fired],
+    }
+    series = [{"series": name, "values": values} for name, values in (WELL | changes).items()]
+    case = {"interval": "1m", "input_series": series, "promql_expr_test": [firing]}
+    file = tmp_path / "case.yml"
+    rules = str(PACKAGING / "prometheus-alerts.yml")
+    file.write_text(json.dumps({"rule_files": [rules], "tests": [case]}))
+    ran = subprocess.run(
+        [promtool, "test", "rules", str(file)], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 # ---------------------------------------------------------------- what the pages promise

@@ -211,9 +211,19 @@ def test_warnings_and_obstacles_stand_at_the_top(page, source):
 
 
 def test_a_market_that_cannot_be_drawn_says_why_and_costs_no_other(page, source):
-    source.known = replace(source.known, markets=(market("HYPE", own=None, price=None), market()))
+    source.known = replace(source.known, markets=(market("HYPE", own=None), market()))
     assert "no price of HYPE is known; collect bars first." in text_of(page)
     assert page.render().count(b'role="img" aria-label="BTC') == 1
+
+
+def test_a_market_without_a_price_says_so_and_is_drawn_with_the_first_one(page, source, clock):
+    bare = market("HYPE", own=None, price=None, price_ts=None, last_bar_ts=None)
+    source.known = replace(source.known, markets=(bare, market()))
+    assert "No price is known yet, so its prompts are refused." in text_of(page)
+    assert "1 asset from source venue" in text_of(page)
+    source.known = replace(source.known, markets=(market("HYPE", own=None), market()))
+    clock[0] += PAGE_S
+    assert "no price of HYPE is known; collect bars first." in text_of(page)  # it was asked for
 
 
 def test_a_lower_rung_is_named_with_its_reason(page, source):
@@ -264,6 +274,33 @@ def test_a_flood_of_rejects_is_counted_and_pushes_nothing_off_the_page(page, req
     assert "5Honest" in text
     assert "5Flood" not in text
     assert f"{status_page.KEPT_REQUESTS:,} turned away unread" in text
+
+
+def test_callers_that_may_not_ask_are_listed_with_their_reason_once_each(page, requests):
+    requests.observe(record(caller="5Honest", at=NOW - 9.0))
+    for number in range(3):
+        sentence = f"hotkey 5Poor has a stake of {number}; more than 65000 is needed."
+        requests.observe(record(Outcome.NOT_ALLOWED, caller="5Poor", reason=sentence))
+    text = text_of(page)
+    assert "5Poor · axon not allowed hotkey 5Poor has a stake of 2" in text
+    assert "a stake of 1" not in text
+    assert "last hour: 1 computed, 3 not allowed" in text
+    assert "3 not answered" in text
+
+
+def test_a_flood_of_callers_that_may_not_ask_pushes_nothing_off_the_page(page, requests):
+    requests.observe(record(caller="5Honest", at=NOW - 9.0))
+    for number in range(2 * status_page.KEPT_REQUESTS):
+        requests.observe(record(Outcome.NOT_ALLOWED, caller=f"5Made{number}"))
+    text = text_of(page)
+    assert "5Honest" in text
+    assert text.count("5Made") == status_page.SHOWN_NOT_ALLOWED
+    assert f"{status_page.KEPT_REQUESTS:,} not allowed" in text
+
+
+def test_a_caller_that_was_not_allowed_long_ago_leaves_the_list(page, requests):
+    requests.observe(record(Outcome.NOT_ALLOWED, caller="5Poor", at=NOW - 3700.0))
+    assert "5Poor" not in text_of(page)
 
 
 # ---------------------------------------------------------------- log lines

@@ -330,6 +330,7 @@ def test_a_shadow_answer_starts_every_path_at_the_current_price():
             "anchor_source": "last_bar",
             "anchor_feed": None,
             "notes": ["one note"],
+            "anchor_age_s": 60,
         },
         "metadata": {"horizon_seconds": 300, "interval_seconds": 300, "num_paths": 2},
     }

@@ -1,0 +1,284 @@
+"""A whole miner but for its process: its duties, and what its pages tell of loopback venues."""
+
+import asyncio
+import logging
+import re
+import shutil
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+import allocator
+from answer_desk import Caller
+from clock import SystemClock
+from config import FREQUENCIES, FeedHost, Frequency, Settings
+from data_fetcher import LiveSource, open_source
+from domain import ForecastRequest
+from http_service import bind, server_for
+from ledger import KEPT_DAYS, PromptEntry
+from live_market import LiveMarket
+from loopback_venues import Fault, FaultRule, LoopbackVenues, serve_venues
+from miner import Miner, duties
+from model_store import publish_set
+from retraining import Retrainer
+from tests.faults.live_world import walk
+from upkeep import Duty
+from wire_format import SHADOW_JSON
+
+HF = Frequency.HF
+MINUTES = 180
+
+
+@pytest.fixture(autouse=True)
+def _handlers_stay(monkeypatch):
+    """A miner adds one to the root logger, for its page."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [*root.handlers])
+
+
+# ---------------------------------------------------------------- live
+
+
+@dataclass
+class Live:
+    """A miner on loopback venues; its duties are done by hand."""
+
+    miner: Miner
+    market: LiveMarket
+    venues: LoopbackVenues
+    client: httpx.Client
+    plan: dict[str, Duty]
+
+    def do(self, *names):
+        for name in names:
+            self.plan[name].run()
+
+    def health(self):
+        return self.client.get("/healthz").json()
+
+    def metric(self, name, asset="BTC", frequency="hf"):
+        """The value of a market's gauge; None if it is not told."""
+        series = rf'^lgbm_miner_{name}{{asset="{asset}",frequency="{frequency}"}} (\S+)$'
+        found = re.search(series, self.client.get("/metrics").text, flags=re.MULTILINE)
+        return float(found[1]) if found else None
+
+    def ask(self, asset="BTC"):
+        asked = {"asset": asset, "horizon_seconds": 3600, "interval_seconds": 60, "num_paths": 5}
+        return self.client.post("/predict", json=asked)
+
+
+def minutes(ended_s_ago=-120.0):
+    """Minutes of a walk that ended so long ago; by default they still come in."""
+    start = (int(time.time() - ended_s_ago) // 60 - MINUTES) * 60
+    return walk(3, 90_000.0, start, MINUTES)
+
+
+@contextmanager
+def pages(miner):
+    """A client of the miner's pages."""
+    listener, server = bind("127.0.0.1", 0), server_for(miner.app)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with httpx.Client(base_url=base, timeout=60) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+@contextmanager
+def live(folder, market, *assets):
+    with serve_venues(market, SystemClock()) as venues:
+        settings = Settings(
+            state_dir=folder, model_dir=folder, served_assets=assets, days=1.0, **venues.urls
+        )
+        source = open_source(settings)
+        assert isinstance(source, LiveSource)
+        with LiveMarket.open(settings, source) as opened:
+            miner = Miner(settings, opened, source)
+            plan = duties(miner, settings, Retrainer(miner.due, lambda _pair: ()))
+            try:
+                with pages(miner) as client:
+                    by_name = {duty.name: duty for duty in plan}
+                    yield Live(miner, opened, venues, client, by_name)
+            finally:
+                miner.close()
+
+
+def test_a_served_asset_without_bars_is_seen_everywhere(tmp_path):
+    with live(tmp_path, {"BTC": minutes()}, "BTC", "ETH") as world:
+        world.do("collect", "quotes", "refresh")
+        assert (world.ask("BTC").status_code, world.ask("ETH").status_code) == (200, 503)
+        health = world.health()
+        assert (health["status"], health["assets"]) == ("degraded", ["BTC"])
+        assert "ETH: no price yet, its prompts are refused" in health["warnings"]
+        assert [world.metric("has_price", asset) for asset in ("BTC", "ETH")] == [1, 0]
+        assert world.metric("price", "ETH") is world.metric("price_age_seconds", "ETH") is None
+        page = world.client.get("/").text
+        assert "No price is known yet, so its prompts are refused." in page
+        text = world.client.get("/metrics").text
+        assert 'lgbm_miner_requests_total{outcome="no_price",transport="http"} 1.0' in text
+
+
+def test_a_wild_ticker_is_not_told_as_the_price_of_answers(tmp_path):
+    held = minutes(ended_s_ago=1800)
+    with live(tmp_path, {"binance:BTCUSDT": held}, "BTC") as world:
+        world.do("collect", "refresh")
+        world.venues.faults.add(FaultRule(fault=Fault.SPIKE, host=FeedHost.BINANCE))
+        world.do("quotes")
+        wild = world.market.prices.quote("BTC")
+        assert wild is not None
+        assert wild.price > 50 * held.close[-1]
+        told = world.ask().json()
+        last = world.miner.engine.history("BTC", HF).anchor_price
+        assert world.metric("price") == told["diagnostics"]["anchor_price"] == last
+        assert world.metric("price_age_seconds") >= 1740
+        assert world.metric("scored_price_age_seconds") < 600
+        assert told["diagnostics"]["anchor_age_s"] >= 1740
+        assert any("minutes old at the start" in note for note in told["diagnostics"]["notes"])
+        text = world.client.get("/metrics").text
+        assert 'by_anchor_total{anchor="last_bar",asset="BTC",stale="true"} 1.0' in text
+
+
+def test_with_the_scored_feed_down_the_age_told_is_that_of_the_second_source(tmp_path):
+    market = {"binance:BTCUSDT": minutes(ended_s_ago=1800), "pyth:Crypto.BTC/USD": minutes()}
+    with live(tmp_path, market, "BTC") as world:
+        world.do("collect", "refresh")
+        world.venues.faults.add(FaultRule(fault=Fault.NOT_FOUND, host=FeedHost.BINANCE))
+        world.do("quotes")
+        second = world.ask().json()["diagnostics"]
+        assert second["anchor_source"] == "second_source"
+        assert world.metric("price") == second["anchor_price"]
+        assert world.metric("price_age_seconds") < 600
+        assert world.metric("scored_price_age_seconds") >= 1740
+        assert any("binance" in sentence for sentence in world.health()["warnings"])
+        assert "second source from pyth:Crypto.BTC/USD" in world.client.get("/").text
+
+
+def test_the_duties_of_a_live_miner_bring_its_bars_and_prices(tmp_path):
+    with live(tmp_path, {"BTC": minutes()}, "BTC") as world:
+        assert set(world.plan) == {*QUIET_DUTIES, "collect", "quotes", "backfill"}
+        assert world.health()["reasons"] == ["no asset has any bars yet"]
+        world.do("collect", "refresh")
+        assert world.miner.engine.assets() == ("BTC",)
+        world.do("quotes")
+        assert world.market.prices.quote("BTC") is not None
+        assert world.miner.due() == ()
+        world.do("backfill")
+        assert world.market.has_past
+        assert world.miner.due()
+
+
+# ---------------------------------------------------------------- duties
+
+QUIET_DUTIES = {"refresh", "retrain", "checkpoint", "own scores", "prune", "trim", "review"}
+
+
+@pytest.fixture
+def settings(archive_dir, model_dir, tmp_path):
+    own = shutil.copytree(model_dir, tmp_path / "models")
+    return Settings(
+        source="archive", archive_dir=archive_dir, model_dir=own, state_dir=tmp_path / "state"
+    )
+
+
+@pytest.fixture
+def miner(settings):
+    opened = Miner(settings, None, open_source(settings))
+    yield opened
+    opened.close()
+
+
+def run(name, miner, settings, due=lambda: ()):
+    """Do one duty of the miner, as its thread would."""
+    plan = {duty.name: duty for duty in duties(miner, settings, Retrainer(due, lambda _pair: ()))}
+    assert set(plan) == QUIET_DUTIES
+    plan[name].run()
+
+
+def test_a_refresh_takes_up_what_was_published_since(settings, trained):
+    shutil.rmtree(settings.model_dir)
+    untrained = Miner(settings, None, open_source(settings))
+    try:
+        assert untrained.engine.trained() == {}
+        publish_set(settings.model_dir, "BTC", HF, trained[HF].model_id, trained[HF].files)
+        run("refresh", untrained, settings)
+        assert list(untrained.engine.trained()) == [("BTC", HF)]
+    finally:
+        untrained.close()
+
+
+def test_a_retraining_looks_at_what_is_due(miner, settings):
+    looked = []
+
+    def due():
+        looked.append(True)
+        return ()
+
+    run("retrain", miner, settings, due=due)
+    assert looked == [True]
+
+
+def test_a_checkpoint_is_written(miner, settings):
+    kept = settings.state_dir / "market" / "archive"
+    assert not kept.exists()
+    run("checkpoint", miner, settings)
+    assert {path.name.split(".")[0] for path in kept.iterdir()} == {"BTC_hf", "BTC_lf"}
+
+
+def test_own_answers_are_scored_once_their_hour_has_passed(miner, settings):
+    spec, start = FREQUENCIES[HF], miner.engine.now() - 7200
+    request = ForecastRequest(
+        asset="BTC",
+        start_ts=start,
+        increment_s=spec.prompt_increment_s,
+        length_s=spec.prompt_length_s,
+        num_paths=50,
+    )
+    caller = Caller(name="5Validator", transport="axon")
+    asked = miner.desk.answer(request, encoder=SHADOW_JSON, caller=caller, now=start - 60.0)
+    asyncio.run(asked)
+    miner.ledger.flush()
+    run("own scores", miner, settings)
+    assert miner.scores.latest()["BTC", HF].answers == 1
+
+
+def test_old_records_are_pruned(miner, settings):
+    request = ForecastRequest(asset="BTC", start_ts=0, increment_s=60, length_s=3600, num_paths=1)
+    for days in (KEPT_DAYS + 1, KEPT_DAYS - 1):
+        entry = PromptEntry(
+            at=miner.now() - 86_400 * days,
+            caller="5Validator",
+            transport="axon",
+            request=request,
+            origin=None,
+            outcome="too_late",
+            rung=None,
+            price_age_s=None,
+            ms=1.0,
+            size=0,
+            reason="it has passed.",
+        )
+        miner.ledger.keep(entry)
+    miner.ledger.flush()
+    run("prune", miner, settings)
+    (left,) = miner.ledger.prompts(since=0)
+    assert left["at"] == miner.now() - 86_400 * (KEPT_DAYS - 1)
+
+
+def test_free_memory_is_given_back(miner, settings):
+    plan = {duty.name: duty for duty in duties(miner, settings, Retrainer(miner.due, lambda _: ()))}
+    assert plan["trim"].run is allocator.trim
+
+
+def test_a_new_set_is_reviewed(miner, settings, caplog):
+    publish_set(settings.model_dir, "BTC", HF, "a-damaged-set", {"manifest.json": b"{}"})
+    run("review", miner, settings)
+    (line,) = [entry for entry in caplog.records if entry.getMessage() == "review failed"]
+    assert (line.asset, line.frequency) == ("BTC", "hf")
