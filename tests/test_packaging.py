@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGING = ROOT / "packaging"
 STOP_S = 10  # what operators are promised
 PATIENCE_S = 60  # of a busy machine
+INSTALLED_IN_CI = {"promtool"}
 PAGES = [ROOT / "docs" / "operating.md", ROOT / "docs" / "migrating.md"]
 
 
@@ -60,6 +61,8 @@ def operator_of(words):
 
 def program(name):
     path = shutil.which(name)
+    if path is None and name in INSTALLED_IN_CI and os.environ.get("CI"):
+        pytest.fail(f"{name} is not installed, and .ci/run installs it")
     if path is None:
         pytest.skip(f"{name} is not installed")
     return path
