@@ -107,5 +107,5 @@ class LiveMarket:
     def warnings(self) -> tuple[str, ...]:
         """Feeds that fail now or are hard to believe, one sentence each, without its full stop."""
         failing = self.collector.failing() | self.poller.failing()
-        sentences = (*failing.values(), *self.prices.doubts())
+        sentences = (*failing.values(), *self.collector.doubts(), *self.prices.doubts())
         return tuple(dict.fromkeys(sentence.rstrip(".") for sentence in sentences))
