@@ -37,7 +37,15 @@ from config import (
     Venue,
 )
 from domain import Bars, Candles
-from errors import CountryBlocked, DataError, FeedFailed, FeedRefused, MinerError, SourceUnavailable
+from errors import (
+    CountryBlocked,
+    DataError,
+    FeedFailed,
+    FeedRefused,
+    MinerError,
+    SourceUnavailable,
+    StateError,
+)
 from feed_seams import HOLE_S
 from feeds import Feed
 from level_changes import shares_level, sift_levels
@@ -349,11 +357,15 @@ class Collector:
         into.corrected += stored.corrected
 
     def _level_before(self, series: Series, moment: int) -> float | None:
-        """The newest close that was stored from before a moment; None after a hole of days."""
-        for reach in (NEARBY_S, HOLE_S):  # the first needs one file as a rule
-            bars = self._store.load(*series.key, moment - reach, moment)
-            if bars is not None:
-                return float(bars.close[-1])
+        """The newest close that was stored from before a moment; None after a hole of days.
+
+        None too while the disk does not say: collecting goes on.
+        """
+        with suppress(StateError):
+            for reach in (NEARBY_S, HOLE_S):  # the first needs one file as a rule
+                bars = self._store.load(*series.key, moment - reach, moment)
+                if bars is not None:
+                    return float(bars.close[-1])
         return None
 
     def _witnessed(self, series: Series, bars: Bars) -> bool | None:
