@@ -63,6 +63,7 @@ Sleep = Callable[[float], object]
 MAY_PASS: Final = (FeedUnreachable, FeedTimeout, FeedFailed, RateLimited, GarbledAnswer)
 
 _LONGEST_HOLD_S: Final = 3600.0  # a host is asked again after that, whatever it said
+_OLDEST_S: Final = 86_400.0  # of an answer; to be older makes no difference
 _CONNECTIONS: Final = 16  # kept open per host, for as many threads
 _PIECE: Final = 65_536  # bytes
 
@@ -201,6 +202,7 @@ class HttpAnswer:
 
     value: Any  # decoded JSON; NaN and Infinity are let through for the caller to judge
     date: float | None  # when, by the host's own clock (header Date), Unix seconds
+    age_s: float = 0.0  # for how long it has lain in caches on the way (header Age)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,7 +329,7 @@ class HostClient:
         if date is not None:
             # The header counts whole seconds that have passed: the middle is the best guess.
             self._clock_offset = date + 0.5 - self._now()
-        return HttpAnswer(value=self._json(body), date=date)
+        return HttpAnswer(value=self._json(body), date=date, age_s=_age(response))
 
     def _timeout(self, started: float) -> FeedTimeout:
         return FeedTimeout(
@@ -440,6 +442,12 @@ def _date(response: requests.Response) -> float | None:
         return parsedate_to_datetime(response.headers["Date"]).timestamp()
     except (KeyError, ValueError, OverflowError):
         return None
+
+
+def _age(response: requests.Response) -> float:
+    """The Age header in seconds; 0 without one that can be read."""
+    said = response.headers.get("Age", "")
+    return min(float(said), _OLDEST_S) if said.isdecimal() else 0.0
 
 
 def _seconds_until(retry_after: str | None, now: float) -> float | None:

@@ -8,9 +8,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
+import feed_http
 from config import HOST_LIMITS, FeedHost, HostLimit, HttpPolicy
 from domain import Bars
 from errors import (
@@ -117,6 +119,15 @@ def test_an_answer_is_decoded_and_dated_by_the_host(client, venues):
     assert answer.value == {"symbol": "BTCUSDT", "price": "100.0"}
     assert answer.date == NOW
     assert venues.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "age_s"), [(None, 0), ("42", 42), ("-1", 0), ("nan", 0), ("9" * 400, 86_400)]
+)
+def test_an_answer_tells_how_long_it_lay_in_caches(said, age_s):
+    response = requests.Response()
+    response.headers.update({} if said is None else {"Age": said})
+    assert feed_http._age(response) == age_s
 
 
 def test_the_hosts_clock_is_known_after_its_first_answer(venues):

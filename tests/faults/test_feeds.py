@@ -164,18 +164,20 @@ def test_a_frozen_feed_is_reported(running, venues, venue):
         settle("A frozen feed is reported within the hour and read again when it moves", world)
 
 
+@pytest.mark.parametrize("fault", [Fault.STALE, Fault.CACHED])
 @pytest.mark.parametrize("venue", [Venue.BINANCE, Venue.HYPERLIQUID])
-def test_a_stale_feed_is_left_for_a_second_source_and_its_age_is_told(running, venues, venue):
+def test_a_stale_feed_is_left_for_a_second_source_and_its_age_is_told(
+    running, venues, venue, fault
+):
     """Quotes of a quarter of an hour ago, dated as such, give way to another feed's."""
     with running() as world:
         world.turn()
-        strike(venues, venue, Fault.STALE)
+        strike(venues, venue, fault)
         for _ in range(6):
             world.turn()
         ages = {answer.request.asset: answer.diagnostics.price_age_s for answer in world.ask_all()}
-        dated = venue is Venue.HYPERLIQUID  # Binance does not date its ticker
         assert max(ages.values()) <= 120
-        assert not dated or world.kept.sources >= {"second_source"}
+        assert world.kept.sources >= {"second_source"}
         heal(world, venues)
         assert world.lies(MARKET) == []
         settle("A stale feed gives way to a second source", world)
