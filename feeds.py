@@ -16,6 +16,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from statistics import median
 from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -68,7 +69,7 @@ class Feed(Protocol):
         """The newest price. Raises: SourceUnavailable, BadAnswer and their kinds."""
 
     def server_time(self) -> float | None:
-        """The venue's clock by its latest answer, Unix seconds; None before the first."""
+        """The venue's clock by its latest answers, Unix seconds; None while none tells it."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -276,9 +277,9 @@ class _VenueFeed(ABC):
         return _gather(self._page, feed, bar_s, start_ts, end_ts, self._clock.now())
 
     def server_time(self) -> float | None:
-        """As `Feed.server_time`, by whichever host has answered."""
-        clocks = (client.server_time() for client in self._clients())
-        return next((found for found in clocks if found is not None), None)
+        """As `Feed.server_time`, in the middle of those of its hosts."""
+        told = [at for client in self._clients() if (at := client.server_time()) is not None]
+        return median(told) if told else None
 
     def close(self) -> None:
         """Close the connections."""

@@ -172,6 +172,7 @@ class Miner:
             facts,
             markets=tuple(self._with_quote(market) for market in facts.markets),
             warnings=(*facts.warnings, *self.market.warnings()),
+            clock_offset_s=self.market.clock_offset_s(),
         )
 
     def _with_quote(self, facts: MarketFacts) -> MarketFacts:

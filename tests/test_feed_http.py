@@ -141,6 +141,28 @@ def test_the_hosts_clock_is_known_after_its_first_answer(venues):
     client.close()
 
 
+def test_a_few_answers_of_a_cache_do_not_change_what_is_known_of_the_hosts_clock(venues):
+    ours = FixedClock(NOW - 42)
+    client = HostClient(FeedHost.BINANCE, f"{venues.address}/binance", now=ours.now)
+    venues.faults.add(FaultRule(fault=Fault.CACHED, times=3))
+    for _ in range(3):
+        ask(client)
+    assert client.server_time() is None  # they say that they are old
+    for late_s in (0, 300, 0, 300, 0):  # a cache that does not say so
+        ours.ts = NOW - 42 + late_s
+        ask(client)
+    ours.ts = NOW
+    assert client.server_time() == NOW + 42.5
+    client.close()
+
+
+def test_what_answers_of_long_ago_told_of_the_hosts_clock_is_forgotten(client, monkeypatch):
+    ask(client)
+    assert client.server_time() is not None
+    monkeypatch.setattr(feed_http, "CLOCK_MEMORY_S", -1.0)
+    assert client.server_time() is None
+
+
 def test_a_connection_is_kept_and_used_again(client, venues):
     for _ in range(5):
         ask(client)
