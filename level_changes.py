@@ -36,12 +36,13 @@ def sift_levels(
     """
     bars, doubted = candles.bars, list[SetAsideBar]()
     pieces = _pieces(bars)
-    if level is None and pieces:
-        level = float(max(pieces, key=len).close[0])
+    if not pieces:
+        return candles, []
+    last = float(max(pieces, key=len).close[0]) if level is None else level
     for piece in pieces:
-        reason = _objection(piece, witness) if is_other_level(piece.close[0], level) else None
+        reason = _objection(piece, witness) if is_other_level(piece.close[0], last) else None
         if reason is None:
-            level = float(piece.close[-1])
+            last = float(piece.close[-1])
         else:
             doubted += [
                 SetAsideBar(ts=int(ts), close=float(close), reason=reason)

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import forecast_engine
 from config import (
     DAY_S,
     FREQUENCIES,
@@ -476,7 +475,7 @@ def test_a_broken_newer_set_leaves_the_one_in_memory(archive, settings, own_mode
 @contextmanager
 def unreadable(path, times=10**6):
     """The disk gives nothing of the file so many times; yields how often it was asked."""
-    read, refused = Path.read_bytes, []
+    read, refused = Path.read_bytes, list[Path]()
 
     def refusing(at):
         if at == path and len(refused) < times:
@@ -888,14 +887,13 @@ def test_a_market_whose_models_cannot_be_looked_at_holds_up_no_other(
     engine = ForecastEngine.open(archive, replace(settings, model_dir=own_models))
     for frequency in Frequency:
         publish_set(own_models, "BTC", frequency, "newest", trained[frequency].files)
-    look = forecast_engine.published_sets
 
     def refused(model_dir, asset, frequency):
         if frequency is HF:
             raise ZeroDivisionError("a bug")
-        return look(model_dir, asset, frequency)
+        return published_sets(model_dir, asset, frequency)
 
-    monkeypatch.setattr(forecast_engine, "published_sets", refused)
+    monkeypatch.setattr("forecast_engine.published_sets", refused)
     for _ in range(3):
         engine.refresh()
     assert engine._markets["BTC", LF].publication == publication(own_models, "BTC", LF)

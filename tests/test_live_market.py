@@ -7,7 +7,7 @@ import pytest
 
 from clock import RehearsalClock
 from config import FeedHost, Settings
-from data_fetcher import open_source
+from data_fetcher import LiveSource
 from domain import Bars
 from live_market import LiveMarket
 from loopback_venues import Fault, FaultRule, serve_venues
@@ -42,8 +42,7 @@ def told_of_the_clock(tmp_path, ahead_s, *faults):
             rehearsal=str(ours),
             **venues.urls,
         )
-        source = open_source(settings)
-        with LiveMarket.open(settings, source) as market:
+        with LiveMarket.open(settings, LiveSource(settings, ours)) as market:
             assert market.clock_offset_s() is None
             for _ in range(2):
                 market.poll()
