@@ -25,7 +25,7 @@ _EARLIEST_TS: Final = 946_684_800  # 2000-01-01
 _LATEST_TS: Final = 4_102_444_800  # 2100-01-01
 _SPIKE_FACTOR: Final = 8.0  # "about ten", leaving the market some room to move meanwhile
 MAX_PRICE: Final = 1e12  # of anything, in any currency
-MAX_SPIKE_BARS: Final = 3  # a level that lasts longer is believed
+MAX_SPIKE_BARS: Final = 3  # a level that lasts longer is no spike
 SPIKE: Final = "spike of about ×10 or more that reverts"
 
 _PRICES: Final = ("open", "high", "low", "close")
@@ -174,28 +174,36 @@ def _amount(values: FloatArray) -> FloatArray:
     return np.where(np.isfinite(values) & (values >= 0), values, np.nan)
 
 
+def is_other_level(price: float, level: float) -> bool:
+    """Whether a price lies so far off that no market moved it there from one bar to the next."""
+    return bool(abs(np.log(price) - np.log(level)) >= np.log(_SPIKE_FACTOR))
+
+
+def level_cuts(close: FloatArray) -> IntArray:
+    """The rows whose close is at another level than the one before."""
+    return np.flatnonzero(np.abs(np.diff(np.log(close))) >= np.log(_SPIKE_FACTOR)) + 1
+
+
 def find_spikes(close: FloatArray) -> BoolArray:
     """Which closes belong to a short excursion to another price level; shape (n,).
 
     The series is cut wherever the price jumps by the spike factor. A piece of up
     to three bars that lies that far from the last believed level is a spike, at
     either end of the series too, where the other neighbour is not known yet; a
-    longer piece is a genuine change of level.
+    longer piece is a change of level.
     """
-    log_close = np.log(close)
-    limit = np.log(_SPIKE_FACTOR)
-    cuts = np.flatnonzero(np.abs(np.diff(log_close)) >= limit) + 1
     spike = np.zeros(len(close), dtype=np.bool_)
+    cuts = level_cuts(close)
     if not len(cuts):
         return spike
     pieces = list(pairwise([0, *cuts.tolist(), len(close)]))
     lasting = [piece for piece in pieces if piece[1] - piece[0] > MAX_SPIKE_BARS]
-    level = log_close[(lasting or [max(pieces, key=lambda piece: piece[1] - piece[0])])[0][0]]
+    level = close[(lasting or [max(pieces, key=lambda piece: piece[1] - piece[0])])[0][0]]
     for start, end in pieces:
-        if end - start <= MAX_SPIKE_BARS and abs(log_close[start] - level) >= limit:
+        if end - start <= MAX_SPIKE_BARS and is_other_level(close[start], level):
             spike[start:end] = True
         else:
-            level = log_close[end - 1]
+            level = close[end - 1]
     return spike
 
 

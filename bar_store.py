@@ -28,7 +28,7 @@ from config import DAY_S, known_feed
 from domain import Bars, Candles, FloatArray, IntArray
 from errors import StateError, UnreadableState
 from spans import Span, clip_spans, empty_slots, merge_spans, subtract_spans
-from state_store import StateStore, locked, require_plain
+from state_store import StateStore, locked, require_plain, unlisted
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -138,6 +138,7 @@ class BarStore:
         """Bars that open at or after `start` and are closed by `end`; None if there are none.
 
         Damaged days are set aside and, like unreadable ones, missing from the result.
+        Raises: UnreadableState if the disk does not even say which days there are.
         """
         candles = self.load_candles(venue, asset, bar_s, start, end)
         return None if candles is None else candles.bars
@@ -222,8 +223,12 @@ class BarStore:
         return self._store.path(BARS_FOLDER, f"{series}/day").parent
 
     def _days(self, series: str) -> list[int]:
-        """Days since 1970 that have a file, in order."""
-        names = (path.stem for path in self._folder(series).glob("????-??-??.msgpack"))
+        """Days since 1970 that have a file, in order. Raises: UnreadableState."""
+        folder = self._folder(series)
+        try:
+            names = [path.stem for path in folder.glob("????-??-??.msgpack")]
+        except OSError as error:
+            raise unlisted(folder, error) from error
         return sorted(int(np.datetime64(name, "D").astype(np.int64)) for name in names)
 
     def _mark(self, series: str, day: int) -> FileMark | None:

@@ -13,7 +13,7 @@ always take real seconds and never ask this clock.
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol
@@ -87,6 +87,18 @@ def _moment(text: str) -> float | None:
 def market_speed(clock: Clock) -> float:
     """Market seconds per real second: 1, or a rehearsal's speed."""
     return clock.speed if isinstance(clock, RehearsalClock) else 1.0
+
+
+def agreed_offset(offsets: Iterable[float]) -> float | None:
+    """By how much our clock is off, from what several others are ahead of it; None of none.
+
+    The middle one; of two in the middle the smaller: a stale cache of one alone, or one
+    clock that is wrong itself, says nothing of ours.
+    """
+    ordered = sorted(offsets)
+    if not ordered:
+        return None
+    return min(ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2], key=abs)
 
 
 def open_clock(settings: Settings) -> Clock:

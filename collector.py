@@ -16,6 +16,7 @@ fails of which no bar is stored do others of its price stand in, minute by minut
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from threading import Event, Lock
@@ -36,9 +37,18 @@ from config import (
     Venue,
 )
 from domain import Bars, Candles
-from errors import CountryBlocked, DataError, FeedFailed, FeedRefused, MinerError, SourceUnavailable
+from errors import (
+    CountryBlocked,
+    DataError,
+    FeedFailed,
+    FeedRefused,
+    MinerError,
+    SourceUnavailable,
+    StateError,
+)
 from feed_seams import HOLE_S
 from feeds import Feed
+from level_changes import shares_level, sift_levels
 from quarantine import Quarantine
 from spans import Span, clip_spans, merge_spans, subtract_spans
 
@@ -92,6 +102,7 @@ class Collected:
     corrected: int = 0
     refused: int = 0
     failures: dict[str, str] = field(default_factory=dict)  # feed → one sentence
+    doubts: dict[str, str] = field(default_factory=dict)  # feed → why its newest bars wait
 
     def add(self, other: "Collected") -> None:
         """Take in what another thread did."""
@@ -99,6 +110,7 @@ class Collected:
         self.corrected += other.corrected
         self.refused += other.refused
         self.failures |= other.failures
+        self.doubts |= other.doubts
 
 
 class Collector:
@@ -122,6 +134,7 @@ class Collector:
         self._days = days
         self._read_at: dict[Series, int] = {}
         self._failing: dict[str, str] = {}
+        self._doubts: dict[str, str] = {}
         self._lock = Lock()
 
     # -- every minute
@@ -150,6 +163,7 @@ class Collector:
         ]
         done.add(self._by_venue(stand_ins, bring_up))
         self._report_failures(done, {entry.feed.name for entry in (*series, *stand_ins)})
+        self._doubts = done.doubts
         return done
 
     def _is_bare(self, plan: FeedPlan, failing: Collection[str], now: int) -> bool:
@@ -283,11 +297,14 @@ class Collector:
 
         A jump in the last few bars waits for its neighbours: it is neither stored
         nor refused, and its time stays unchecked. So does for a day the time of what
-        was refused: venues withdraw nonsense.
+        was refused: venues withdraw nonsense, and another level may be confirmed.
         """
         feed = self._feeds[series.feed.venue]
         fetched, set_aside = feed.candles(series.feed.symbol, series.bar_s, start, end)
-        candles, end = self._shown(series, fetched, start, end, now)
+        shown, end = self._shown(series, fetched, start, end, now)
+        candles, doubted = sift_levels(
+            shown, self._level_before(series, start), lambda bars: self._witnessed(series, bars)
+        )
         edge = now // series.bar_s * series.bar_s - MAX_SPIKE_BARS * series.bar_s
         waiting = [row for row in set_aside if row.reason == SPIKE and row.ts >= edge]
         confirmed = self._confirmed(
@@ -295,11 +312,17 @@ class Collector:
         )
         settled = (now - SETTLE_S) // series.bar_s * series.bar_s
         refused = [row for row in set_aside if row not in waiting and row not in confirmed]
+        refused += doubted
         doubtful = (row.ts for row in refused if row.ts >= max(start, now - REPAIR_S))
         until = min([end, settled, *(row.ts for row in waiting), *doubtful])
         self._append(series, candles, (start, until) if start < until else None, into)
         if confirmed:
             self._append(series, _closes_alone(confirmed, series), None, into)
+        if doubted and doubted[-1].ts >= now - REPAIR_S:
+            into.doubts[series.feed.name] = (
+                f"{series.asset}: {len(doubted)} bars of {series.feed.name} at "
+                f"{doubted[-1].close:g} are kept waiting, {doubted[-1].reason}"
+            )
         into.refused += self._quarantine.add(
             series.feed.name, series.asset, series.bar_s, refused, now
         )
@@ -333,6 +356,35 @@ class Collector:
         into.new += stored.new
         into.corrected += stored.corrected
 
+    def _level_before(self, series: Series, moment: int) -> float | None:
+        """The newest close that was stored from before a moment; None after a hole of days.
+
+        None too while the disk does not say: collecting goes on.
+        """
+        with suppress(StateError):
+            for reach in (NEARBY_S, HOLE_S):  # the first needs one file as a rule
+                bars = self._store.load(*series.key, moment - reach, moment)
+                if bars is not None:
+                    return float(bars.close[-1])
+        return None
+
+    def _witnessed(self, series: Series, bars: Bars) -> bool | None:
+        """Whether another feed of the price shares the bars' level; None if none can say."""
+        verdicts = []
+        for feed in self._witnesses(series):
+            with suppress(DataError):
+                seen, _ = self._feeds[feed.venue].candles(
+                    feed.symbol, series.bar_s, int(bars.open_ts[0]), bars.end_ts
+                )
+                verdicts.append(shares_level(bars, seen.bars))
+        known = [verdict for verdict in verdicts if verdict is not None]
+        return any(known) if known else None
+
+    def _witnesses(self, series: Series) -> list[FeedSymbol]:
+        """The other feeds of the very price that the series is of."""
+        others = [feed for feed in self._feeds_of(series.asset) if feed != series.feed]
+        return [feed for feed in others if feed.same_price and series.feed.same_price]
+
     def _confirmed(self, series: Series, spikes: Sequence[SetAsideBar]) -> list[SetAsideBar]:
         """Spikes that the asset's other feeds saw as well: the market did that."""
         others = [feed for feed in self._feeds_of(series.asset) if feed != series.feed]
@@ -343,15 +395,22 @@ class Collector:
         return plan.scored, *plan.others
 
     def _saw(self, feed: FeedSymbol, row: SetAsideBar, series: Series) -> bool:
-        """Whether another feed calls the same bar a spike too, to about the same level."""
+        """Whether another feed calls the same bar a spike too, or has its very price there.
+
+        That it has where a venue errs for longer than a spike, and is right in between.
+        """
         around = 2 * (MAX_SPIKE_BARS + 1) * series.bar_s
         try:
-            _, set_aside = self._feeds[feed.venue].candles(
+            seen, set_aside = self._feeds[feed.venue].candles(
                 feed.symbol, series.bar_s, row.ts - around, row.ts + around
             )
         except DataError:
             return False  # nobody can say so: the bar stays in quarantine
-        return any(other.ts == row.ts and other.reason == SPIKE for other in set_aside)
+        is_spike = any(other.ts == row.ts and other.reason == SPIKE for other in set_aside)
+        found = _closes_alone([row], series)
+        return is_spike or (
+            feed in self._witnesses(series) and shares_level(found, seen.bars) is True
+        )
 
     # -- threads and failures
 
@@ -401,6 +460,10 @@ class Collector:
         """Feeds whose last call failed, each with its sentence."""
         with self._lock:
             return dict(self._failing)
+
+    def doubts(self) -> tuple[str, ...]:
+        """Feeds whose newest bars are not believed yet, one sentence each."""
+        return tuple(self._doubts.values())
 
 
 def scored_series(plan: FeedPlan) -> list[Series]:

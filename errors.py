@@ -18,6 +18,7 @@
     │   └── TooLate               the deadline has passed
     ├── NoPriceError              nothing known about the price: refuse
     ├── ModelError                a model set that is damaged or does not fit
+    │   └── UnreadableModel       nothing can be read of it now; it may be sound
     ├── StateError                a state file that is damaged or does not fit
     ├── BusyError                 another process holds the directory
     ├── Overloaded                more requests wait than can be served
@@ -106,6 +107,10 @@ class NoPriceError(MinerError):
 
 class ModelError(MinerError):
     """A model set is damaged, incomplete or made for other features."""
+
+
+class UnreadableModel(ModelError):
+    """A file of a model set cannot be read, by rights or by the disk; it may be sound."""
 
 
 class StateError(MinerError):

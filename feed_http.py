@@ -15,11 +15,13 @@ import socket
 import threading
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
+from statistics import median
 from typing import Any, Final
 
 import requests
@@ -62,7 +64,11 @@ Sleep = Callable[[float], object]
 
 MAY_PASS: Final = (FeedUnreachable, FeedTimeout, FeedFailed, RateLimited, GarbledAnswer)
 
+CLOCK_ANSWERS: Final = 9  # whose dates tell a host's clock
+CLOCK_MEMORY_S: Final = 900.0  # and they are none older: ours may have been set since
+
 _LONGEST_HOLD_S: Final = 3600.0  # a host is asked again after that, whatever it said
+_OLDEST_S: Final = 86_400.0  # of an answer; to be older makes no difference
 _CONNECTIONS: Final = 16  # kept open per host, for as many threads
 _PIECE: Final = 65_536  # bytes
 
@@ -201,6 +207,7 @@ class HttpAnswer:
 
     value: Any  # decoded JSON; NaN and Infinity are let through for the caller to judge
     date: float | None  # when, by the host's own clock (header Date), Unix seconds
+    age_s: float = 0.0  # for how long it has lain in caches on the way (header Age)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +247,8 @@ class HostClient:
         in_force = replace(self._limit, window_s=self._limit.window_s / speed)
         self._bucket = TokenBucket(in_force, sleep=sleep)
         self._session = _session()
-        self._clock_offset: float | None = None  # the host's clock less ours
+        # When (monotonic), and the host's clock less ours.
+        self._offsets: deque[tuple[float, float]] = deque(maxlen=CLOCK_ANSWERS)
 
     @property
     def place(self) -> str:
@@ -262,12 +270,14 @@ class HostClient:
         )
 
     def server_time(self) -> float | None:
-        """The host's clock, Unix seconds, or None before its first answer.
+        """The host's clock, Unix seconds, or None while no answer of late tells it.
 
-        Known from the Date header of the latest answer, so to half a second at
-        best; costs no call.
+        By the Date headers of the latest answers, so to half a second at best; costs no
+        call. It is their median: some may be old, from a cache.
         """
-        return None if self._clock_offset is None else self._now() + self._clock_offset
+        oldest = time.monotonic() - CLOCK_MEMORY_S
+        recent = [offset for at, offset in list(self._offsets) if at >= oldest]
+        return self._now() + median(recent) if recent else None
 
     def close(self) -> None:
         """Close the connections."""
@@ -314,6 +324,7 @@ class HostClient:
                 stream=True,
                 allow_redirects=False,
             ) as response:
+                came = self._now()
                 body = self._body(response, call.policy, started + call.policy.attempt_s)
         except (requests.Timeout, ReadTimeoutError) as error:
             raise self._timeout(started) from error
@@ -322,12 +333,12 @@ class HostClient:
                 f"{self.place} cannot be reached ({_cause(error)}); check the network, or set "
                 f"{self._host.value}_url."
             ) from error
-        date = _date(response)
+        date, age_s = _date(response), _age(response)
         self._require_success(response.status_code, body, response.headers.get("Retry-After"), date)
-        if date is not None:
+        if date is not None and not age_s:  # else it is a cache's, of some time ago
             # The header counts whole seconds that have passed: the middle is the best guess.
-            self._clock_offset = date + 0.5 - self._now()
-        return HttpAnswer(value=self._json(body), date=date)
+            self._offsets.append((time.monotonic(), date + 0.5 - came))
+        return HttpAnswer(value=self._json(body), date=date, age_s=age_s)
 
     def _timeout(self, started: float) -> FeedTimeout:
         return FeedTimeout(
@@ -440,6 +451,12 @@ def _date(response: requests.Response) -> float | None:
         return parsedate_to_datetime(response.headers["Date"]).timestamp()
     except (KeyError, ValueError, OverflowError):
         return None
+
+
+def _age(response: requests.Response) -> float:
+    """The Age header in seconds; 0 without one that can be read."""
+    said = response.headers.get("Age", "")
+    return min(float(said), _OLDEST_S) if said.isdecimal() else 0.0
 
 
 def _seconds_until(retry_after: str | None, now: float) -> float | None:

@@ -16,6 +16,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from statistics import median
 from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -46,6 +47,7 @@ Fetched: TypeAlias = tuple[Candles, tuple[SetAsideBar, ...]]
 # Candles before the asked ones, without which a spike in the first is no spike.
 _CONTEXT_BARS: Final = 2 * MAX_SPIKE_BARS + 2
 _QUOTE_BARS: Final = 60  # a venue whose last trade is older has no price
+LAGGING_S: Final = 180  # a venue whose candles end longer ago than that shows old prices too
 
 
 class Feed(Protocol):
@@ -67,7 +69,7 @@ class Feed(Protocol):
         """The newest price. Raises: SourceUnavailable, BadAnswer and their kinds."""
 
     def server_time(self) -> float | None:
-        """The venue's clock by its latest answer, Unix seconds; None before the first."""
+        """The venue's clock by its latest answers, Unix seconds; None while none tells it."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -275,9 +277,9 @@ class _VenueFeed(ABC):
         return _gather(self._page, feed, bar_s, start_ts, end_ts, self._clock.now())
 
     def server_time(self) -> float | None:
-        """As `Feed.server_time`, by whichever host has answered."""
-        clocks = (client.server_time() for client in self._clients())
-        return next((found for found in clocks if found is not None), None)
+        """As `Feed.server_time`, in the middle of those of its hosts."""
+        told = [at for client in self._clients() if (at := client.server_time()) is not None]
+        return median(told) if told else None
 
     def close(self) -> None:
         """Close the connections."""
@@ -315,8 +317,18 @@ class BinanceFeed(_OneHostFeed):
     _venue = Venue.BINANCE
     _WEIGHT: Final = 2  # of either call
 
+    def __init__(
+        self, client: HostClient, clock: Clock, *, policy: HttpPolicy, quote_policy: HttpPolicy
+    ) -> None:
+        super().__init__(client, clock, policy=policy, quote_policy=quote_policy)
+        self._lag_s: dict[str, float] = {}  # by symbol: of the newest candle, when last asked for
+
     def price(self, symbol: str) -> PriceQuote:
-        """The price of the last trade, dated by our clock: the venue does not date it."""
+        """The price of the last trade, which the venue does not date.
+
+        It is as old as the answer is by its headers: a cache may have held it. And where
+        candles lag behind, so does the ticker, whatever the headers say.
+        """
         answer = self._client.get(
             "api/v3/ticker/price",
             {"symbol": symbol},
@@ -326,7 +338,10 @@ class BinanceFeed(_OneHostFeed):
         ticker = answer.value
         if not isinstance(ticker, dict) or ticker.get("symbol") != symbol or "price" not in ticker:
             raise _misfit(self._client, f"the price of {symbol}", ticker)
-        return _quote(ticker["price"], self._clock.now(), FeedSymbol(Venue.BINANCE, symbol))
+        now, lag_s = self._clock.now(), self._lag_s.get(symbol, 0.0)
+        made = min(now - answer.age_s, now if answer.date is None else answer.date)
+        made = min(made, now - lag_s) if lag_s > LAGGING_S else made
+        return _quote(ticker["price"], made, FeedSymbol(Venue.BINANCE, symbol))
 
     def _page(self, span: _Span) -> _Page:
         query: dict[str, str | int] = {
@@ -341,6 +356,7 @@ class BinanceFeed(_OneHostFeed):
         if not isinstance(rows, list) or not all(_is_kline(row) for row in rows):
             raise _misfit(self._client, "a list of candles of ten values and more", rows)
         opened, closed = _times([row[0] for row in rows], 1), _times([row[6] for row in rows], 1)
+        self._note_lag(span, opened // 1000)
         places = {
             "open": 1,
             "high": 2,
@@ -356,6 +372,16 @@ class BinanceFeed(_OneHostFeed):
             date=answer.date,
             is_stranger=closed - opened != span.bar_s * 1000 - 1,
         )
+
+    def _note_lag(self, span: _Span, opened: IntArray) -> None:
+        """Remember how long before now the newest candle ended, if it was asked for.
+
+        Of an answer without any it is only known that there are none in the asked time.
+        """
+        now = self._clock.now()
+        if now - span.last < 2 * span.bar_s:
+            ended = int(opened.max()) + span.bar_s if len(opened) else span.first
+            self._lag_s[span.symbol] = now - ended
 
 
 def _is_kline(row: Any) -> bool:

@@ -8,7 +8,8 @@ holds histories, models and states for it, and knows the retraining cadence.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -43,11 +44,13 @@ from domain import (
 from ensemble import draw_moves, prepare_matching
 from errors import (
     DataError,
+    MinerError,
     ModelError,
     NoPriceError,
     RequestError,
     StateError,
     UnknownAsset,
+    UnreadableModel,
 )
 from lgbm_predictor import ModelSet, interpolate_centre, load_model_set, load_without_trees
 from market_view import MarketState, MarketView, best_view
@@ -244,6 +247,7 @@ class _Market:
     models: ModelSet | None = None
     publication: tuple[int, int] | None = None  # the one that was looked at
     note: str = "no models were trained yet"
+    said: set[str] = field(default_factory=set)  # notes, since a publication was looked at
     states: list[MarketState] = field(default_factory=list)  # by rising `until`
     views: "OrderedDict[_Moment, MarketView]" = field(default_factory=OrderedDict)
     lock: RLock = field(default_factory=RLock)
@@ -267,6 +271,7 @@ class ForecastEngine:
         self._prices = prices
         self._store = StateStore(settings.state_dir)
         self._markets: dict[Pair, _Market] = {}
+        self._faults: dict[tuple[Pair, str], str] = {}
         self._taking_up = Lock()
 
     @classmethod
@@ -360,7 +365,7 @@ class ForecastEngine:
         return {f"{end} s": float(value) for end, value in zip(ends, multiplier, strict=True)}
 
     def due(self) -> tuple[Pair, ...]:
-        """Pairs without models, or with models older than the retraining cadence.
+        """Pairs without models or trees, or with models older than the retraining cadence.
 
         Without a bar since they were trained, old models stay: the same would come out.
         """
@@ -374,18 +379,40 @@ class ForecastEngine:
     # -- upkeep
 
     def refresh(self) -> None:
-        """Take up bars that came or changed, and model sets that were published since."""
+        """Take up bars that came or changed, and model sets that were published since.
+
+        A market that cannot be brought up is logged once and stays as it is; others go on.
+        """
         if isinstance(self._source, GrowingSource):
             for asset, frequencies in self._source.frequencies().items():
                 for frequency in frequencies:
-                    self._take_up_bars(self._source, asset, frequency)
+                    with self._apart((asset, frequency), "bars"):
+                        self._take_up_bars(self._source, asset, frequency)
         for (asset, frequency), market in self._markets.items():
-            self._load_models(asset, frequency, market)
-            with market.lock:
-                self._view(market, market.history)
+            with self._apart((asset, frequency), "models"):
+                self._load_models(asset, frequency, market)
+                with market.lock:
+                    self._view(market, market.history)
         for market in self._markets.values():
             if market.models is not None:
                 prepare_matching(market.models.spec, market.models.calibration.path_shape)
+
+    @contextmanager
+    def _apart(self, pair: Pair, work: str) -> Iterator[None]:
+        """Let a failure stay with its market, and be said when it begins."""
+        about = {"asset": pair[0], "frequency": pair[1].value, "work": work}
+        try:
+            yield
+        except Exception as error:
+            if self._faults.get((pair, work)) != repr(error):
+                self._faults[pair, work] = repr(error)
+                if isinstance(error, MinerError):
+                    log.warning("market not refreshed", extra={**about, "reason": str(error)})
+                else:
+                    log.exception("market not refreshed", extra=about)
+        else:
+            if self._faults.pop((pair, work), None) is not None:
+                log.info("market refreshed again", extra=about)
 
     def _take_up_bars(self, source: GrowingSource, asset: str, frequency: Frequency) -> None:
         """A market appears with its first bar, and follows its bars from then on."""
@@ -435,13 +462,17 @@ class ForecastEngine:
         latest = publication(self._settings.model_dir, asset, frequency)
         if latest == market.publication:
             return
-        market.publication = latest
         try:
             folders = published_sets(self._settings.model_dir, asset, frequency)
+            models, is_read = _first_usable(folders, self._source.name, market)
         except ModelError as error:
             _take_note(market, str(error))
+            models, is_read = None, not isinstance(error, UnreadableModel)
+        if is_read:  # else it is looked at again by the next refresh
+            market.publication = latest
+            market.said.clear()
+        elif models is None:
             return
-        models = _first_usable(folders, self._source.name, market)
         states = []
         if models is not None:
             states = self._saved_states(asset, frequency, models, market.history)
@@ -552,29 +583,38 @@ class ForecastEngine:
 
 
 def _is_due(market: _Market, now: int, interval_days: float) -> bool:
-    if market.models is None:
+    if market.models is None or market.models.scale_model is None:
         return True
     until = market.models.trained_until
     return now - until >= interval_days * DAY_S and market.history.bars.end_ts > until
 
 
-def _first_usable(folders: tuple[Path, ...], source: str, market: _Market) -> ModelSet | None:
-    """The newest set that loads whole; failing that, the newest that loads without trees."""
+def _first_usable(
+    folders: tuple[Path, ...], source: str, market: _Market
+) -> tuple[ModelSet | None, bool]:
+    """The newest set that loads whole, or else without trees; and whether all could be read.
+
+    Where one cannot be read, which may pass, what is in memory goes on.
+    """
+    is_read = True
     for load in (load_model_set, load_without_trees):
         for folder in folders:
             try:
                 models = load(folder)
             except ModelError as error:
                 _take_note(market, str(error))
+                is_read = is_read and not isinstance(error, UnreadableModel)
+                if market.models is not None and not is_read:
+                    return None, False
                 continue
             if models.source == source:
-                return models
+                return models, is_read
             _take_note(
                 market,
                 f"the models in {folder} were trained on source {models.source!r}, not "
                 f"{source!r}; train on this source.",
             )
-    return None
+    return None, is_read
 
 
 def _follow(market: _Market, history: MarketHistory) -> None:
@@ -678,9 +718,10 @@ def reset_calibration(state_dir: Path) -> tuple[str, ...]:
 
 def _take_note(market: _Market, sentence: str) -> None:
     """Say once, in the log and in later answers, why there are no models."""
-    if sentence != market.note:
-        market.note = sentence
+    if sentence != market.note and sentence not in market.said:
         log.warning("%s", sentence)
+    market.note = sentence
+    market.said.add(sentence)
 
 
 def _latest_state(market: _Market, known: MarketHistory) -> MarketState | None:

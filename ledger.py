@@ -5,7 +5,8 @@ one for every distinct live answer, with a sketch of its distribution until the
 horizon has passed and its scores after. Nobody waits for the disk: `keep` puts
 into a bounded queue, and a thread writes in batches. A file that is damaged is
 set aside under another name and begun anew; one that cannot be written costs
-records, never an answer. Age and count bound its size.
+records, never an answer, and one whose disk hangs keeps nobody from ending. Age and
+count bound its size.
 
 With the official cadence of prompts for 13 assets it grows to some 280 MB in a month,
 and no further: 70 MB are sketches that wait for their day to pass, the rest are scores.
@@ -19,6 +20,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +42,7 @@ QUEUE_SIZE: Final = 64  # entries, each with paths of up to 2.3 MB
 BATCH_S: Final = 0.5  # a batch gathers for so long
 COMPLAINT_S: Final = 300.0  # between two log lines about a file that cannot be written
 BUSY_S: Final = 5.0  # another process may hold the file for so long
+PATIENCE_S: Final = 8.0  # for the writer, when somebody waits for it
 
 T = TypeVar("T")
 
@@ -177,11 +180,17 @@ class Ledger:
         self.close()
 
     def close(self) -> None:
-        """Write what is queued and close the file."""
-        self._queue.put(None)
-        self._writer.join()
-        with self._lock:
-            self._disconnect()
+        """Write what is queued and close the file; what a hanging disk keeps is lost."""
+        deadline = time.monotonic() + PATIENCE_S
+        with suppress(queue.Full):
+            self._queue.put(None, timeout=PATIENCE_S)
+        self._writer.join(max(0.0, deadline - time.monotonic()))
+        if self._writer.is_alive():
+            left = sum(isinstance(entry, tuple) for entry in list(self._queue.queue))
+            self._lose(left, f"its disk did not answer for {PATIENCE_S:g} s")
+        else:
+            with self._lock:
+                self._disconnect()
 
     # -- writing
 
@@ -193,10 +202,12 @@ class Ledger:
             self._lose(1, "its queue is full")
 
     def flush(self) -> None:
-        """Wait until everything kept so far has been written (or lost)."""
+        """Wait until everything kept so far has been written (or lost), `PATIENCE_S` at most."""
         mark = _Flush()
-        self._queue.put(mark)
-        mark.done.wait()
+        deadline = time.monotonic() + PATIENCE_S
+        with suppress(queue.Full):
+            self._queue.put(mark, timeout=PATIENCE_S)
+            mark.done.wait(max(0.0, deadline - time.monotonic()))
 
     def _write_batches(self) -> None:
         going = True
@@ -208,33 +219,33 @@ class Ledger:
                     batch.append(self._queue.get(timeout=max(until - time.monotonic(), 0)))
                 except queue.Empty:
                     break
-            self._write([entry for entry in batch if isinstance(entry, tuple)])
+            self._try_to_write([entry for entry in batch if isinstance(entry, tuple)])
             for mark in batch:
                 if isinstance(mark, _Flush):
                     mark.done.set()
             going = batch[-1] is not None
 
-    def _write(self, entries: Sequence[tuple[PromptEntry, AnswerEntry | None]]) -> None:
-        if not entries:
-            return
+    def _try_to_write(self, entries: Sequence[tuple[PromptEntry, AnswerEntry | None]]) -> None:
+        """The thread must outlive an entry that it cannot digest, and whatever the disk says."""
         try:
-            prompts = [_prompt_row(prompt) for prompt, _ in entries]
-            answers = [
-                _answer_row(prompt, answer) for prompt, answer in entries if answer is not None
-            ]
+            is_kept = not entries or self._write(entries)
         except Exception:
-            # The thread must outlive an entry that it cannot digest.
             log.exception("ledger entries lost")
             self.lost += len(entries)
-            return
+        else:
+            if not is_kept:
+                self._lose(len(entries), "the file cannot be written")
+
+    def _write(self, entries: Sequence[tuple[PromptEntry, AnswerEntry | None]]) -> bool:
+        prompts = [_prompt_row(prompt) for prompt, _ in entries]
+        answers = [_answer_row(prompt, answer) for prompt, answer in entries if answer is not None]
 
         def insert(connection: sqlite3.Connection) -> bool:
             connection.executemany(_INSERT_PROMPT, prompts)
             connection.executemany(_INSERT_ANSWER, answers)
             return True
 
-        if not self._run(insert, otherwise=False):
-            self._lose(len(entries), "the file cannot be written")
+        return self._run(insert, otherwise=False)
 
     def _lose(self, count: int, reason: str) -> None:
         self.lost += count
@@ -331,7 +342,7 @@ class Ledger:
                 connection = self._connected()
                 with connection:
                     return work(connection)
-            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # a rotten name
+            except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # a rotten name
                 if self._is_of_the_disk(error):
                     self._disconnect()
                     self._complain(
@@ -348,14 +359,14 @@ class Ledger:
         A damaged header may claim a format that SQLite will not write, or does not know.
         """
         if not isinstance(error, sqlite3.OperationalError):
-            return False
+            return isinstance(error, OSError)
         code = getattr(error, "sqlite_errorcode", None)
         if code == sqlite3.SQLITE_READONLY:
             return not os.access(self._path, os.W_OK)
         return code != sqlite3.SQLITE_ERROR
 
     def _connected(self) -> sqlite3.Connection:
-        """Raises: sqlite3.Error."""
+        """Raises: sqlite3.Error, OSError."""
         if self._connection is not None and not self._path.exists():
             self._disconnect()  # somebody removed it: what we write would go nowhere
         if self._connection is None:
@@ -363,11 +374,8 @@ class Ledger:
         return self._connection
 
     def _connect(self) -> sqlite3.Connection:
-        try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._path.touch(mode=0o600)
-        except OSError as error:
-            raise sqlite3.OperationalError(error.strerror or str(error)) from error
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path.touch(mode=0o600)
         connection = sqlite3.connect(
             self._path, timeout=BUSY_S, check_same_thread=False, isolation_level="IMMEDIATE"
         )
@@ -383,9 +391,10 @@ class Ledger:
         return connection
 
     def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(sqlite3.Error):  # it is given up, whatever becomes of it
+                connection.close()
 
     def _set_aside(self, reason: str) -> None:
         """Rename the file with its journals; the next use begins a new one."""

@@ -26,7 +26,7 @@ from config import FREQUENCIES, Frequency, FrequencySpec
 from domain import FloatArray
 from errors import ModelError
 from features import FeatureFrame, Standardiser, feature_names
-from model_store import MANIFEST, digest, is_sealed
+from model_store import MANIFEST, digest, is_sealed, read_model_file
 from path_simulator import PathShape
 from uncertainty_engine import (
     Controller,
@@ -233,7 +233,8 @@ def load_model_set(folder: Path) -> ModelSet:
     """Load one set completely.
 
     Raises: ModelError if a file is missing or damaged, or if the set was made
-    for other features than this version computes.
+    for other features than this version computes; UnreadableModel if a file may be
+    sound and cannot be read.
     """
     manifest = _read_manifest(folder)
     calibration = _load_calibration(folder, manifest)
@@ -249,7 +250,8 @@ def load_model_set(folder: Path) -> ModelSet:
 def load_without_trees(folder: Path) -> ModelSet:
     """Load what answers without LightGBM, when its files are damaged.
 
-    Raises: ModelError if the manifest or the calibration is damaged too.
+    Raises: ModelError if the manifest or the calibration is damaged too, UnreadableModel
+    if one cannot be read.
     """
     manifest = _read_manifest(folder)
     return _assemble(manifest, _load_calibration(folder, manifest), None, {})
@@ -277,13 +279,9 @@ def _assemble(
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
+    data = read_model_file(path)
     try:
-        data = path.read_bytes()
         manifest = orjson.loads(data)
-    except OSError as error:
-        raise ModelError(
-            f"{path} cannot be read ({error.strerror}); train the set again."
-        ) from None
     except ValueError:
         raise ModelError(f"{path} is not valid JSON; train the set again.") from None
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
@@ -320,12 +318,7 @@ def _check_features(path: Path, manifest: dict[str, Any]) -> None:
 
 def _read_checked(folder: Path, manifest: dict[str, Any], name: str) -> bytes:
     path = folder / name
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(
-            f"{path} cannot be read ({error.strerror}); train the set again."
-        ) from None
+    data = read_model_file(path)
     if digest(data) != manifest["files"].get(name):
         raise ModelError(
             f"{path} does not have the hash that its manifest records; it was damaged or "

@@ -10,14 +10,14 @@ A feed that cannot be reached raises nothing: that is logged once and told by
 `warnings`. Scripts that need it insist by `require_scored`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Event
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from bar_store import BarStore
-from clock import open_clock
+from clock import Clock, agreed_offset, market_speed, open_clock
 from collector import Collected, Collector, Progress
 from config import FeedPlan, Settings, Venue
 from data_fetcher import LiveSource
@@ -25,6 +25,8 @@ from errors import SourceUnavailable
 from feeds import Feed, open_feeds
 from price_board import PriceBoard, PricePoller
 from quarantine import Quarantine
+
+CLOCK_OFF_S: Final = 5.0  # by how much our clock may be off; beyond 10 s callers are refused
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +38,7 @@ class LiveMarket:
     poller: PricePoller
     _plans: Mapping[str, FeedPlan]
     _feeds: Mapping[Venue, Feed]
+    _clock: Clock
     _stop: Event
     has_past: bool = False  # whether the past was fetched as far as feeds would give it
 
@@ -55,6 +58,7 @@ class LiveMarket:
             poller=PricePoller(plans, feeds, prices, clock),
             _plans=plans,
             _feeds=feeds,
+            _clock=clock,
             _stop=stop,
         )
 
@@ -99,8 +103,28 @@ class LiveMarket:
         """Ask the feeds for their prices."""
         self.poller.poll()
 
+    def clock_offset_s(self) -> float | None:
+        """Real seconds that our clock is ahead of the venues'; None while they do not tell."""
+        now = self._clock.now()
+        told = (feed.server_time() for feed in self._feeds.values())
+        ahead = agreed_offset(at - now for at in told if at is not None)
+        return None if ahead is None else -ahead / market_speed(self._clock)
+
     def warnings(self) -> tuple[str, ...]:
-        """Feeds that fail now or are hard to believe, one sentence each, without its full stop."""
+        """Feeds that fail or are hard to believe, and a wrong clock of ours.
+
+        One sentence each, without its full stop.
+        """
         failing = self.collector.failing() | self.poller.failing()
-        sentences = (*failing.values(), *self.prices.doubts())
+        sentences = (*failing.values(), *self.collector.doubts(), *self.prices.doubts())
+        sentences = (*_clock_doubts(self.clock_offset_s()), *sentences)
         return tuple(dict.fromkeys(sentence.rstrip(".") for sentence in sentences))
+
+
+def _clock_doubts(ahead_s: float | None) -> Iterator[str]:
+    if ahead_s is not None and abs(ahead_s) > CLOCK_OFF_S:
+        yield (
+            f"our clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} the "
+            "venues', and callers are refused for the times that they sign; synchronise it, e.g. "
+            "`timedatectl set-ntp true`"
+        )

@@ -80,7 +80,8 @@ class Fault(StrEnum):
     SPIKE = "spike"  # × 100
     # the market
     FROZEN = "frozen"  # time goes on, the price does not
-    STALE = "stale"  # the answer of a quarter of an hour ago
+    STALE = "stale"  # the answer of a quarter of an hour ago, dated as if it were new
+    CACHED = "cached"  # the same, dated as it was, as a cache on the way gives it
 
 
 _BAD_PRICES: Final[Mapping[Fault, Any]] = {
@@ -91,6 +92,7 @@ _BAD_PRICES: Final[Mapping[Fault, Any]] = {
     Fault.NEGATIVE: -1.0,
     Fault.ZERO: 0.0,
 }
+_STALE: Final = frozenset({Fault.STALE, Fault.CACHED})
 _STALE_S: Final = 900
 
 
@@ -350,13 +352,13 @@ class _View:
         if fault is Fault.EMPTY or self.key is None:
             return []
         start -= 5 * bar_s if fault is Fault.EARLIER else 0
-        now = self.now - (_STALE_S if fault is Fault.STALE else 0)
+        now = self.now - (_STALE_S if fault in _STALE else 0)
         return self._spoiled(self.market.candles(self.key, bar_s, start, now, end), bar_s)
 
     def last(self) -> tuple[Any, int] | None:
         """The newest price and its time."""
         fault = self.rule.fault if self.rule else None
-        now = self.now - (_STALE_S if fault is Fault.STALE else 0)
+        now = self.now - (_STALE_S if fault in _STALE else 0)
         found = None if self.key is None else self.market.last(self.key, now)
         if found is None:
             return None
@@ -679,6 +681,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(_packed_badly(fault, content), headers={"Content-Encoding": "gzip"})
         elif fault in (Fault.TRUNCATED, Fault.DRIP_HEAD, Fault.DRIP_BODY):
             self._send_badly(fault, content)
+        elif fault is Fault.CACHED:
+            made = self.server.venues.clock.now() - _STALE_S
+            headers = {"Date": formatdate(made, usegmt=True), "Age": str(_STALE_S)}
+            self._send(content, status=status, headers=headers)
         else:
             self._send(content, status=status)
 

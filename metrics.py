@@ -158,6 +158,9 @@ class _Readings(Collector):
         yield _calibration(facts)
         if facts.axon is not None:
             yield from _of_axon(facts.axon)
+        if facts.clock_offset_s is not None:
+            text = "Our clock less the venues', to about a second"
+            yield GaugeMetricFamily(f"{PREFIX}clock_offset_seconds", text, facts.clock_offset_s)
         load = self._load()
         for name, text, measure in _LOAD:
             yield GaugeMetricFamily(f"{PREFIX}{name}", text, value=measure(load))

@@ -173,7 +173,11 @@ class Miner:
             facts = with_axon(facts, self.axon())
         if self.market is None:
             return facts
-        return replace(facts, warnings=(*facts.warnings, *self.market.warnings()))
+        return replace(
+            facts,
+            warnings=(*facts.warnings, *self.market.warnings()),
+            clock_offset_s=self.market.clock_offset_s(),
+        )
 
 
 class BackfillLog:

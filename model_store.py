@@ -18,7 +18,7 @@ from typing import Any, Final
 import orjson
 
 from config import Frequency
-from errors import ModelError
+from errors import ModelError, UnreadableModel
 from state_store import write_atomically
 
 POINTER: Final = "current.json"
@@ -62,7 +62,8 @@ def published_pairs(model_dir: Path) -> tuple[tuple[str, Frequency], ...]:
 def published_sets(model_dir: Path, asset: str, frequency: Frequency) -> tuple[Path, ...]:
     """Folders of the set in use and of the one before it, newest first.
 
-    Empty if nothing was published. Raises ModelError if the pointer is damaged.
+    Empty if nothing was published. Raises ModelError if the pointer is damaged,
+    UnreadableModel if it cannot be read.
     """
     folder = set_folder(model_dir, asset, frequency)
     pointer = folder / POINTER
@@ -72,10 +73,30 @@ def published_sets(model_dir: Path, asset: str, frequency: Frequency) -> tuple[P
         return tuple(folder / Path(name).name for name in chosen if name)
     except FileNotFoundError:
         return ()
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError as error:
+        raise _unread(pointer, error) from None
+    except (ValueError, KeyError, TypeError):
         raise ModelError(
             f"{pointer} is damaged; train {asset} {frequency.value} again or restore the file."
         ) from None
+
+
+def read_model_file(path: Path) -> bytes:
+    """One file of a set, whole. Raises: ModelError if it is not there, UnreadableModel."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unread(path, error) from None
+
+
+def _unread(path: Path, error: OSError) -> ModelError:
+    """What a failed read means: that a file is missing, or that nothing can be said of it."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return ModelError(f"{path} cannot be read ({error.strerror}); train the set again.")
+    return UnreadableModel(
+        f"{path} cannot be read ({error.strerror}); it is tried again, so check the disk and who "
+        "may read it, or train the set again."
+    )
 
 
 def publication(model_dir: Path, asset: str, frequency: Frequency) -> tuple[int, int] | None:

@@ -3,9 +3,10 @@
 The ladder: the newest price of the scored feed, quote or closed bar, while it is
 young; else another feed's quote, moved to the scored feed's level; else the newest
 price of the scored feed whatever its age. While no bar of the scored feed is known,
-another feed's last bar takes its place, as a second source. A quote that is about ten times off the
-last bar counts only if another feed agrees. Answers read the board and call no
-feed; `PricePoller` fills it.
+another feed's last bar takes its place, as a second source. A quote that is about ten
+times off the last bar counts only if another feed agrees, and one that is so far off a
+young quote of another feed of its price never. Answers read the board and call no feed;
+`PricePoller` fills it.
 """
 
 import logging
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 SAME_MOMENT_S: Final = 60  # two quotes no further apart tell how two feeds' levels compare
 OUT_OF_ORDER_S: Final = 120  # by more than this no quote overtakes another
 LEVEL_EVERY_S: Final = 300  # how often that is looked at while the scored feed is well
-WILD_FACTOR: Final = 8.0  # a quote this far off the last bar needs a second opinion
+WILD_FACTOR: Final = 8.0  # prices this far apart are not both true
 AGREEMENT: Final = 1.1  # how far apart two feeds may be and still agree on that
 STILL_S: Final = 1800  # of market hours at one price: more than a quiet market's
 DIVERGENCE: Final = 0.02  # between two feeds of one price: more than a token's premium
@@ -119,6 +120,12 @@ class PriceBoard:
             level = self._levels.get((asset, feed.name))
         return float("inf") if level is None else now - level.ts
 
+    def is_contested(self, asset: str, feed: FeedSymbol) -> bool:
+        """Whether the feed's latest quote, of whatever age, denies the scored feed's."""
+        with self._lock:
+            scored = self._quotes.get((asset, self._plans[asset].scored.name))
+            return scored is not None and self._denies(asset, feed, scored)
+
     def doubts(self) -> tuple[str, ...]:
         """What makes a scored feed's price hard to believe, one sentence each.
 
@@ -168,12 +175,16 @@ class PriceBoard:
             scored = self._quotes.get((asset, plan.scored.name))
             quoted = [(feed, self._quotes.get((asset, feed.name))) for feed in plan.others]
             others = [on for feed, quote in quoted if (on := self._on_level(asset, feed, quote))]
+            young = [feed for feed, quote in quoted if quote and now - quote.ts <= self._max_age_s]
+            is_denied = scored is not None and any(
+                self._denies(asset, feed, scored) for feed in young
+            )
             stands_in = [feed for feed in plan.others if feed.name == last_bar.feed]
             for feed in stands_in:
                 last_bar = self._on_level(asset, feed, last_bar) or last_bar
         source = AnchorSource.SECOND_SOURCE if stands_in else AnchorSource.LAST_BAR
         best = _anchor(last_bar, source, now)
-        if scored and _is_plausible(scored, last_bar, others):
+        if scored and not is_denied and _is_plausible(scored, last_bar, others):
             goes_before = bool(stands_in) and now - scored.ts <= self._max_age_s
             if goes_before or scored.ts > last_bar.ts:
                 best = _anchor(scored, AnchorSource.QUOTE, now)
@@ -197,6 +208,8 @@ class PriceBoard:
             key = (asset, feed.name)
             other = self._quotes.get(key)
             if scored and other and abs(scored.ts - other.ts) <= SAME_MOMENT_S:
+                if self._denies(asset, feed, scored):
+                    continue  # one of them is wrong, and not at another level
                 level = _Level(scored.price / other.price, min(scored.ts, other.ts))
                 expected = self._levels.get(key) or (_Level(1.0, 0) if feed.same_price else level)
                 doubtful = self._doubtful.pop(key, None)
@@ -206,6 +219,11 @@ class PriceBoard:
                     self._levels[key] = level
                 else:
                     self._doubtful[key] = level
+
+    def _denies(self, asset: str, feed: FeedSymbol, scored: PriceQuote) -> bool:
+        """Whether the feed, being of the same price, says something altogether different."""
+        other = self._quotes.get((asset, feed.name))
+        return feed.same_price and other is not None and _are_wild(scored, other)
 
     def _on_level(
         self, asset: str, feed: FeedSymbol, quote: PriceQuote | None
@@ -223,6 +241,10 @@ def _open_seconds(hours: MarketHours, start: int, end: int) -> int:
     return int(60 * np.count_nonzero(is_closed(new_york_seconds(minutes), hours) == 0))
 
 
+def _are_wild(quote: PriceQuote, other: PriceQuote) -> bool:
+    return abs(ln(quote.price / other.price)) >= ln(WILD_FACTOR)
+
+
 def _is_near(level: _Level, other: _Level) -> bool:
     return abs(ln(level.ratio / other.ratio)) < ln(AGREEMENT)
 
@@ -235,7 +257,7 @@ def _anchor(quote: PriceQuote, source: AnchorSource, now: int) -> Anchor:
 def _is_plausible(
     quote: PriceQuote, last_bar: PriceQuote, opinions: list[PriceQuote] | list[PriceQuote | None]
 ) -> bool:
-    if abs(ln(quote.price / last_bar.price)) < ln(WILD_FACTOR):
+    if not _are_wild(quote, last_bar):
         return True
     return any(
         other is not None
@@ -267,9 +289,9 @@ class PricePoller:
     def poll(self) -> None:
         """One round: the scored feeds, then other feeds where they are needed.
 
-        Others are asked where the scored feed has no young price, and now and then
-        for their level. A venue that cannot be reached is left alone for the rest of
-        the round; what begins to fail is logged once. Never raises for a feed.
+        Others are asked where the scored feed has no young price, where they denied it,
+        and now and then for their level. A venue that cannot be reached is left alone for
+        the rest of the round; what begins to fail is logged once. Never raises for a feed.
         """
         self._board.forget_after(self._clock.now() + SAME_MOMENT_S)
         failures = self._ask([(plan.asset, plan.scored) for plan in self._plans.values()])
@@ -296,7 +318,9 @@ class PricePoller:
         now = self._clock.now()
         scored = self._board.quote(plan.asset)
         is_stale = scored is None or now - scored.ts > self._max_age_s / 2
-        return is_stale or self._board.level_age(plan.asset, feed, now) > LEVEL_EVERY_S
+        if is_stale or self._board.is_contested(plan.asset, feed):
+            return True
+        return self._board.level_age(plan.asset, feed, now) > LEVEL_EVERY_S
 
     def _ask(
         self, wanted: list[tuple[str, FeedSymbol]], spared: Mapping[str, str] | None = None

@@ -42,7 +42,7 @@ class Training:
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(  # noqa: S603  # our own script
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # never written to: its end tells the child of ours
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,
             start_new_session=True,  # its workers end with it, and Ctrl-C reaches us alone
@@ -78,6 +78,8 @@ class Training:
                 with suppress(ProcessLookupError, subprocess.TimeoutExpired):
                     os.killpg(self._process.pid, signal_number)
                     self._process.wait(STOP_S)
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         self._stderr.close()
 
 
@@ -93,6 +95,7 @@ def training_command(settings: Settings, config_file: Path | None, pair: Pair) -
         asset,
         f"--{frequency}-only",
         "--stored-only",
+        "--end-with-parent",
     ]
     flags: dict[str, object] = {
         "--source": settings.source,

@@ -240,9 +240,12 @@ class StateStore:
             _LOG.warning("%s %s; it was set aside as %s.", path, reason, aside.name)
 
     def names(self, kind: str) -> list[str]:
-        """The names of all stored documents of a kind, sorted."""
+        """The names of all stored documents of a kind, sorted. Raises: UnreadableState."""
         folder = self._root / kind
-        found = (path for path in folder.rglob("*.msgpack") if not path.name.startswith("."))
+        try:
+            found = [path for path in folder.rglob("*.msgpack") if not path.name.startswith(".")]
+        except OSError as error:
+            raise unlisted(folder, error) from error
         return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in found)
 
     def path(self, kind: str, name: str) -> Path:
@@ -251,6 +254,14 @@ class StateStore:
         for part in parts:
             require_plain(part)
         return self._root.joinpath(*parts[:-1], f"{parts[-1]}.msgpack")
+
+
+def unlisted(folder: Path, error: OSError) -> UnreadableState:
+    """That nobody can say what is in a folder."""
+    return UnreadableState(
+        f"{folder} cannot be listed ({error.strerror}); it stays as it is, so check the disk and "
+        "who may read it."
+    )
 
 
 def fault_of(path: Path) -> str | None:

@@ -12,11 +12,16 @@ others fail.
 """
 
 import logging
+import os
+import signal
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any, Final
 
 from bar_cleaning import summarise_set_aside
@@ -78,6 +83,12 @@ def parser() -> ArgumentParser:
         action="store_true",
         help="for live sources: train on the bars that are stored, fetch none",
     )
+    options.add_argument(
+        "--end-with-parent",
+        action="store_true",
+        help="end with all workers when standard input does: a miner that is killed leaves "
+        "no training behind (default: go on)",
+    )
     add_worker_arguments(options)
     add_common_arguments(options)
     return options
@@ -86,6 +97,8 @@ def parser() -> ArgumentParser:
 def main() -> int:
     """Train, publish and report; 0 if every requested set was trained."""
     args = parser().parse_args()
+    if args.end_with_parent:
+        Thread(target=_end_with_input, name="parent", daemon=True).start()
     settings = settings_from(args)
     configure_logging("warning")
     source = open_source(settings)
@@ -101,6 +114,15 @@ def main() -> int:
     for failure in failures:
         note(failure)
     return 1 if failures else 0
+
+
+def _end_with_input() -> None:
+    """Kill this process and its workers at the end of standard input; what is published stays."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    with suppress(ProcessLookupError):  # not the leader of a group: then workers end by themselves
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)
 
 
 def choose_pairs(source: BarSource, args: Namespace) -> tuple[list[Pair], list[str]]:

@@ -18,7 +18,8 @@ function of magnitude alone:
     1 up to 10          1.2345678         7
     10^k up to 10^(k+1) 96123.456         7 - k
     1e6 up to 1e7       1234567.8         1
-    1e7 and more        12345678.0        none: nine characters at least
+    1e7 up to 1e8       12345678          0, and sent as an int: 12345678.0 has nine
+    1e8 and more        123456789         none: nine characters at least
 
 A decimal with at most 15 digits and a power of ten up to 10^22 are exact in
 float64, so `integer / power` is the double nearest to the decimal, and Python
@@ -42,15 +43,16 @@ from errors import InvalidAnswer, RequestError
 MAX_CHARACTERS: Final = 8  # of str(price), the point not counted
 SIGNIFICANT_DIGITS: Final = 8
 SMALLEST_PRICE: Final = 1e-18  # below it, four digits need a power of ten beyond 10^22
-PRICE_LIMIT: Final = 1e7  # from here on, even a whole number prints nine characters
+WHOLE_FROM: Final = 1e7  # from here on a price is sent as an int, which prints no ".0"
+PRICE_LIMIT: Final = 1e8  # from here on, even a whole number prints nine characters
 
 # Prices in [edge[i], edge[i + 1]) are rounded to multiples of 1 / power[i].
 # Literals, because 10.0**-5 is not the double nearest to 1e-5.
 _EDGES: Final = np.array(
-    [float(f"1e{exponent}") for exponent in (*range(-18, -3), *range(1, 7))], dtype=np.float64
+    [float(f"1e{exponent}") for exponent in (*range(-18, -3), *range(1, 8))], dtype=np.float64
 )
 _POWERS: Final = np.array(
-    [float(f"1e{decimals}") for decimals in (*range(21, 7, -1), 7, *range(6, 0, -1))],
+    [float(f"1e{decimals}") for decimals in (*range(21, 7, -1), 7, *range(6, -1, -1))],
     dtype=np.float64,
 )
 
@@ -66,7 +68,7 @@ def round_prices(paths: FloatArray) -> FloatArray:
 
     Returns: float64 of the same shape, contiguous.
     Raises: InvalidAnswer for a price that is not finite, not positive, or
-        outside [1e-18, 1e7), where no rounding passes.
+        outside [1e-18, 1e8), where no rounding passes.
     """
     prices = np.ascontiguousarray(paths, dtype=np.float64)
     if not prices.size:
@@ -106,7 +108,7 @@ def _refuse_unprintable(prices: FloatArray, bad: npt.NDArray[np.bool_]) -> None:
         first = float(prices.ravel()[int(np.argmax(bad))])
         raise InvalidAnswer(
             f"price {first!r} cannot be sent: a price must be finite, positive and within "
-            f"{SMALLEST_PRICE:g} to {PRICE_LIMIT - 0.1:.1f} to pass the validator's digit rules."
+            f"{SMALLEST_PRICE:g} to {PRICE_LIMIT - 1:.0f} to pass the validator's digit rules."
         )
 
 
@@ -212,7 +214,15 @@ def encode_prompt_answer(forecast: Forecast) -> list[Any]:
     request = forecast.request
     paths = round_prices(forecast.paths)
     check_paths(paths, request)
-    return [request.start_ts, request.increment_s, *paths.tolist()]
+    return [request.start_ts, request.increment_s, *_plain_rows(paths)]
+
+
+def _plain_rows(prices: FloatArray) -> list[list[float]]:
+    """Rounded prices (rows, points) as plain numbers, large ones as int."""
+    rows: list[list[float]] = prices.tolist()
+    if prices.max() < WHOLE_FROM:
+        return rows
+    return [[int(price) if price >= WHOLE_FROM else price for price in row] for row in rows]
 
 
 def encode_prompt_json(forecast: Forecast) -> bytes:
@@ -233,6 +243,8 @@ def _rows_json(prices: FloatArray) -> bytes | memoryview:
     a sixth of the time, and get their points after; zeros at the end stay. The numbers
     are the same to the bit.
     """
+    if prices.max() >= WHOLE_FROM:
+        return orjson.dumps(_plain_rows(prices))[1:]
     digits = np.rint(prices * _power_of(prices))
     if digits.min() < 1e7 or digits.max() >= 1e8:
         return orjson.dumps(prices, option=orjson.OPT_SERIALIZE_NUMPY)[1:]
@@ -265,7 +277,7 @@ def encode_shadow_answer(forecast: Forecast) -> bytes:
     Raises: InvalidAnswer if the paths cannot be sent.
     """
     request, diagnostics = forecast.request, forecast.diagnostics
-    current_price = round_prices(np.array([diagnostics.anchor_price]))[0]
+    current_price = round_prices(np.array([[diagnostics.anchor_price]]))
     with np.errstate(all="ignore"):  # what cannot be scaled is refused by name below
         scaled = forecast.paths / forecast.paths[:, :1] * current_price
     paths = round_prices(scaled)
@@ -275,7 +287,7 @@ def encode_shadow_answer(forecast: Forecast) -> bytes:
         "asset": request.asset,
         "model_version": diagnostics.model_id or "none",
         "data_cutoff": timestamps[0],
-        "current_price": float(current_price),
+        "current_price": _plain_rows(current_price)[0][0],
         "paths": orjson.Fragment(b"".join((b"[", _rows_json(paths)))),
         "timestamps": timestamps,
         "diagnostics": {

@@ -390,3 +390,22 @@ def test_a_label_that_is_no_known_feed_stays(tmp_path):
     bars = some_bars(range(3), feed="mine:BTC_1m")
     save_schema_1(tmp_path, bars, "mine", "BTC")
     assert_same_bars(BarStore(tmp_path).load("mine", "BTC", 60), bars)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_a_folder_that_cannot_be_listed_is_said_in_one_sentence(tmp_path, monkeypatch, code):
+    store = BarStore(tmp_path)
+    store.append("binance", "BTC", some_bars(range(5)))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse(code))
+        for look in (
+            lambda: store.load("binance", "BTC", 60),
+            lambda: store.marks("binance", "BTC", 60, START),
+            store.series,
+        ):
+            with pytest.raises(StateError, match="cannot be listed") as error:
+                look()
+            assert os.strerror(code) in one_sentence(error)
+    loaded = store.load("binance", "BTC", 60)
+    assert loaded is not None
+    assert len(loaded) == 5

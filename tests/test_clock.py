@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clock import RehearsalClock, SystemClock, market_speed, open_clock
+from clock import RehearsalClock, SystemClock, agreed_offset, market_speed, open_clock
 from config import Settings
 from errors import ConfigError
 
@@ -56,3 +56,20 @@ def test_a_rehearsal_can_be_written_down_and_read_again(start, origin, speed):
 def test_a_rehearsal_that_cannot_be_read_is_refused_with_an_example(text):
     with pytest.raises(ConfigError, match=r"rehearsal .* cannot be read; write START@ORIGIN×SPEED"):
         open_clock(Settings(rehearsal=text))
+
+
+@pytest.mark.parametrize(
+    ("offsets", "agreed"),
+    [
+        ([], None),
+        ([-7.0], -7.0),
+        ([-900.0, 0.2], 0.2),  # a stale cache
+        ([900.0, 0.2, -0.1], 0.2),
+        ([15.2, 14.9], 14.9),
+        ([-900.0, 15.2, 14.9], 14.9),
+        ([-900.0, 15.2, 14.9, 15.0], 14.9),
+    ],
+)
+def test_our_clock_is_off_by_what_most_others_say(offsets, agreed):
+    assert agreed_offset(offsets) == agreed
+    assert agreed_offset(reversed(offsets)) == agreed

@@ -35,6 +35,7 @@ from data_fetcher import LiveSource
 from domain import Bars, PriceQuote
 from errors import CountryBlocked, FeedFailed, FeedRefused, FeedUnreachable
 from feeds import open_feeds
+from level_changes import LASTING_S
 from loopback_venues import serve_venues
 from quarantine import Quarantine
 
@@ -292,10 +293,23 @@ def test_a_spike_that_a_second_feed_saw_too_is_stored(world):
     assert world.closes()[NOW - 1200] == 1000.0
 
 
-def test_a_new_level_is_believed_once_it_has_lasted(world):
+def test_a_spike_at_which_a_second_feed_has_the_very_price_is_stored(world):
+    """As where a venue errs for long and is right for a minute in between."""
+    world.feeds[Venue.BINANCE].prices[NOW - 1200] = 1000.0
+    world.feeds[Venue.PYTH].prices |= {NOW - 1200 + 60 * n: 1001.0 for n in range(-4, 4)}
     world.collector.collect()
-    feed = world.feeds[Venue.BINANCE]
-    feed.prices |= {NOW + 60 * minute: 1500.0 + minute for minute in range(10)}
+    assert world.closes()[NOW - 1200] == 1000.0
+
+
+def other_level(minutes):
+    """Closes of so many minutes from now on, fifteen times as high."""
+    return {NOW + 60 * minute: 1500.0 + minute for minute in range(minutes)}
+
+
+def test_a_level_that_another_feed_shares_is_believed_once_it_is_no_spike(world):
+    world.collector.collect()
+    for venue in (Venue.BINANCE, Venue.PYTH):
+        world.feeds[venue].prices |= other_level(10)
     for minute in range(1, 8):
         world.clock.time = NOW + 60 * minute
         world.collector.collect()
@@ -303,6 +317,69 @@ def test_a_new_level_is_believed_once_it_has_lasted(world):
         1500.0 + minute for minute in range(6)
     ]
     assert world.refused() == []
+    assert world.collector.doubts() == ()
+
+
+@pytest.mark.parametrize("minutes", [4, 10, 60])
+def test_a_level_that_another_feed_denies_waits_until_it_is_withdrawn(world, minutes):
+    world.collector.collect()
+    feed = world.feeds[Venue.BINANCE]
+    feed.prices |= other_level(minutes)
+    lies = set(feed.prices.values())
+    for minute in range(1, minutes + 8):
+        world.clock.time = NOW + 60 * minute
+        world.collector.collect()
+        assert lies.isdisjoint(world.closes().values())
+    told = f"BTC: {minutes} bars of binance:BTCUSDT at {1499 + minutes} are kept waiting, a level"
+    (doubt,) = world.collector.doubts()
+    assert doubt.startswith(told)
+    assert len(world.refused()) == minutes  # each once
+    assert "another feed denies" in world.refused()[0]
+    feed.prices.clear()
+    world.clock.time += 60
+    world.collector.collect()
+    assert set(np.diff(sorted(world.closes()))) == {60}
+    assert max(world.closes()) == world.clock.time - 60
+    assert world.collector.doubts() == ()
+
+
+def test_a_level_that_another_feed_comes_round_to_is_stored_in_the_end(world):
+    world.collector.collect()
+    world.feeds[Venue.BINANCE].prices |= other_level(200)
+    world.clock.time = NOW + 180 * 60
+    world.collector.collect()
+    assert NOW not in world.closes()
+    world.feeds[Venue.PYTH].prices |= other_level(200)
+    world.clock.time += 60
+    world.collector.collect()
+    assert world.closes() | other_level(181) == world.closes()
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_level_that_nobody_can_confirm_is_believed_when_it_has_lasted(world, lasting):
+    world.collector.collect()
+    world.feeds[Venue.PYTH].failure = FeedUnreachable("pyth is away; try again.")
+    minutes = LASTING_S // 60 - (0 if lasting else 1)
+    world.feeds[Venue.BINANCE].prices |= other_level(minutes)
+    for minute in (5, 60, minutes):
+        world.clock.time = NOW + 60 * minute
+        world.collector.collect()
+        assert (NOW in world.closes()) == (lasting and minute == minutes)
+    assert "no other feed confirms" in world.refused()[0]
+    if not lasting:
+        world.feeds[Venue.BINANCE].prices.clear()
+        world.clock.time += 600
+        world.collector.collect()
+        assert max(world.closes().values()) < 200
+
+
+def test_a_level_of_the_past_that_another_feed_denies_is_not_stored(tmp_path):
+    world = World(tmp_path, "BTC", days=10.0)
+    lies = {NOW - 3 * DAY_S + 60 * minute: 1500.0 for minute in range(60)}
+    world.feeds[Venue.BINANCE].prices |= lies
+    world.collector.backfill()
+    assert world.closes().keys().isdisjoint(lies)
+    assert len(world.closes()) == 10 * 1440 - SETTLE_S // 60 - 60
 
 
 # ---------------------------------------------------------------- venues fail

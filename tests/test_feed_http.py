@@ -8,9 +8,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
+import feed_http
 from config import HOST_LIMITS, FeedHost, HostLimit, HttpPolicy
 from domain import Bars
 from errors import (
@@ -119,6 +121,15 @@ def test_an_answer_is_decoded_and_dated_by_the_host(client, venues):
     assert venues.count() == 1
 
 
+@pytest.mark.parametrize(
+    ("said", "age_s"), [(None, 0), ("42", 42), ("-1", 0), ("nan", 0), ("9" * 400, 86_400)]
+)
+def test_an_answer_tells_how_long_it_lay_in_caches(said, age_s):
+    response = requests.Response()
+    response.headers.update({} if said is None else {"Age": said})
+    assert feed_http._age(response) == age_s
+
+
 def test_the_hosts_clock_is_known_after_its_first_answer(venues):
     ours = FixedClock(NOW - 42)
     client = HostClient(FeedHost.BINANCE, f"{venues.address}/binance", now=ours.now)
@@ -128,6 +139,28 @@ def test_the_hosts_clock_is_known_after_its_first_answer(venues):
     ours.ts += 100
     assert client.server_time() == NOW + 100.5
     client.close()
+
+
+def test_a_few_answers_of_a_cache_do_not_change_what_is_known_of_the_hosts_clock(venues):
+    ours = FixedClock(NOW - 42)
+    client = HostClient(FeedHost.BINANCE, f"{venues.address}/binance", now=ours.now)
+    venues.faults.add(FaultRule(fault=Fault.CACHED, times=3))
+    for _ in range(3):
+        ask(client)
+    assert client.server_time() is None  # they say that they are old
+    for late_s in (0, 300, 0, 300, 0):  # a cache that does not say so
+        ours.ts = NOW - 42 + late_s
+        ask(client)
+    ours.ts = NOW
+    assert client.server_time() == NOW + 42.5
+    client.close()
+
+
+def test_what_answers_of_long_ago_told_of_the_hosts_clock_is_forgotten(client, monkeypatch):
+    ask(client)
+    assert client.server_time() is not None
+    monkeypatch.setattr(feed_http, "CLOCK_MEMORY_S", -1.0)
+    assert client.server_time() is None
 
 
 def test_a_connection_is_kept_and_used_again(client, venues):

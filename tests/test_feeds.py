@@ -521,6 +521,27 @@ def test_a_stale_pyth_quote_says_its_age(feeds, venues):
     assert feeds[Venue.PYTH].price("Crypto.BTC/USD").ts == NOW - 900
 
 
+def test_a_binance_quote_out_of_a_cache_is_as_old_as_its_headers_say(feeds, venues):
+    venues.faults.add(FaultRule(fault=Fault.CACHED))
+    assert feeds[Venue.BINANCE].price("BTCUSDT").ts == NOW - 900
+
+
+def test_a_binance_quote_whose_candles_lag_is_as_old_as_they_are(feeds, venues):
+    """The headers may say anything: who serves old candles as new serves old prices too."""
+    stale = FaultRule(fault=Fault.STALE)
+    venues.faults.add(stale)
+    assert feeds[Venue.BINANCE].price("BTCUSDT").ts == NOW  # nothing else is known yet
+    fetch(feeds, Venue.BINANCE, N - 100, N - 50)  # says nothing of now
+    assert feeds[Venue.BINANCE].price("BTCUSDT").ts == NOW
+    for first, lag_s in ((N - 30, 900), (N - 2, 10 * 60)):  # the second gets no candle at all
+        fetch(feeds, Venue.BINANCE, first, N)
+        aged = feeds[Venue.BINANCE].price("BTCUSDT").ts
+        assert NOW - aged == pytest.approx(lag_s, abs=90)
+    venues.faults.clear()
+    fetch(feeds, Venue.BINANCE, N - 30, N)
+    assert feeds[Venue.BINANCE].price("BTCUSDT").ts == NOW
+
+
 def test_every_asset_of_pyth_has_a_price_feed_and_others_are_refused(feeds, venues):
     known = [spec.pyth_symbol for spec in ASSETS.values() if spec.pyth_symbol]
     assert len(known) == 12

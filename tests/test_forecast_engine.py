@@ -1,8 +1,13 @@
 """From history and models to an answer, whatever is missing, damaged or new."""
 
+import errno
+import logging
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -20,7 +25,7 @@ from config import (
 )
 from data_fetcher import ArchiveSource, LoadedHistory, SimulatedSource
 from domain import Bars, ForecastRequest, MarketHistory, PriceQuote
-from errors import NoPriceError, RequestError, UnknownAsset
+from errors import NoPriceError, RequestError, UnknownAsset, UnreadableState
 from forecast_engine import (
     OLD_AT_START_S,
     STATE_SCHEMA,
@@ -37,7 +42,9 @@ from lgbm_predictor import CALIBRATION, SCALE_MODEL, load_model_set
 from market_view import Rung, first_state, view_with_models
 from model_store import (
     MANIFEST,
+    POINTER,
     digest,
+    publication,
     publish_set,
     published_sets,
     seal_manifest,
@@ -467,6 +474,72 @@ def test_a_broken_newer_set_leaves_the_one_in_memory(archive, settings, own_mode
     assert after.paths.tobytes() == before.paths.tobytes()
 
 
+@contextmanager
+def unreadable(path, times=10**6):
+    """The disk gives nothing of the file so many times; yields how often it was asked."""
+    read, refused = Path.read_bytes, list[Path]()
+
+    def refusing(at):
+        if at == path and len(refused) < times:
+            refused.append(at)
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(at))
+        return read(at)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refusing)
+        yield refused
+
+
+@pytest.mark.parametrize("name", [SCALE_MODEL, CALIBRATION, MANIFEST, "../current.json"])
+def test_a_set_that_could_not_be_read_for_a_moment_is_taken_up_by_the_next_refresh(
+    archive, settings, own_models, caplog, name
+):
+    (folder,) = published_sets(own_models, "BTC", HF)
+    path = folder.parent / POINTER if name.startswith("..") else folder / name
+    chosen = replace(settings, model_dir=own_models)
+    with unreadable(path) as refused:
+        engine = ForecastEngine.open(archive, chosen)
+        for _ in range(3):
+            engine.refresh()
+            assert engine.answer(hour(engine)).diagnostics.rung != Rung.LIGHTGBM.value
+    assert len(refused) > 2  # it goes on trying
+    assert caplog.text.count(f"{path} cannot be read (Input/output error); it is tried again") == 1
+    engine.refresh()
+    answer = engine.answer(hour(engine))
+    assert answer.diagnostics.rung == Rung.LIGHTGBM.value
+    fresh = ForecastEngine.open(archive, replace(chosen, state_dir=settings.state_dir / "none"))
+    assert answer.paths.tobytes() == fresh.answer(hour(fresh)).paths.tobytes()
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_while_a_newer_set_cannot_be_read_the_one_before_answers(
+    archive, settings, own_models, trained, in_memory
+):
+    chosen = replace(settings, model_dir=own_models)
+    engine = ForecastEngine.open(archive, chosen) if in_memory else None
+    folder = publish_set(own_models, "BTC", HF, "newest", trained[HF].files)
+    with unreadable(folder / CALIBRATION) as refused:
+        engine = engine or ForecastEngine.open(archive, chosen)
+        for _ in range(3):
+            engine.refresh()
+            answer = engine.answer(hour(engine))
+            assert answer.diagnostics.model_id == trained[HF].model_id
+            assert answer.diagnostics.rung == Rung.LIGHTGBM.value
+        assert len(refused) >= 3
+    engine.refresh()
+    assert load_model_set(folder).calibration is not None
+    assert engine._markets["BTC", HF].publication == publication(own_models, "BTC", HF)
+
+
+def test_a_set_without_trees_is_due(archive, settings, own_models):
+    flip(published_sets(own_models, "BTC", HF)[0] / SCALE_MODEL)
+    engine = ForecastEngine.open(
+        archive, replace(settings, model_dir=own_models, hf_retrain_days=9)
+    )
+    assert ("BTC", HF) in engine.trained()
+    assert ("BTC", HF) in engine.due()
+
+
 # ---------------------------------------------------------------- cadence
 
 
@@ -772,6 +845,62 @@ def test_a_market_asked_for_from_many_threads_at_once_is_taken_up_once(archive, 
         answers = [pool.submit(engine.answer, request) for _ in range(8)]
         assert len({task.result().paths.tobytes() for task in answers}) == 1
     assert list(engine.trained()) == [("BTC", HF)]
+
+
+@dataclass
+class Failing(Growing):
+    """A source of which a market can fail."""
+
+    failures: dict[tuple[str, Frequency], Exception] = field(default_factory=dict)
+
+    def recent(self, asset, frequency):
+        if (asset, frequency) in self.failures:
+            raise self.failures[asset, frequency]
+        return super().recent(asset, frequency)
+
+
+@pytest.mark.parametrize(
+    "failure", [UnreadableState("it cannot be listed; look."), ZeroDivisionError("a bug")]
+)
+def test_a_market_that_cannot_be_brought_up_holds_up_no_other_and_is_logged_once(
+    archive, settings, caplog, failure
+):
+    caplog.set_level(logging.INFO, logger="forecast_engine")
+    end = archive.now() // 300 * 300
+    source = Failing(truncated(archive, end - 3600).loaded)
+    engine = ForecastEngine.open(source, settings)
+    source.failures["BTC", HF] = failure
+    for left in (1800, 900, 0):
+        source.become(truncated(archive, end - left))
+        engine.refresh()
+        assert engine.history("BTC", LF).anchor_ts == end - left
+        assert engine.history("BTC", HF).anchor_ts == end - 3600
+        assert_a_market(engine.answer(hour(engine)), 61)
+    assert caplog.text.count("market not refreshed") == 1
+    source.failures.clear()
+    engine.refresh()
+    assert engine.history("BTC", HF).anchor_ts == end
+    assert caplog.text.count("market refreshed again") == 1
+
+
+def test_a_market_whose_models_cannot_be_looked_at_holds_up_no_other(
+    archive, settings, own_models, trained, monkeypatch, caplog
+):
+    engine = ForecastEngine.open(archive, replace(settings, model_dir=own_models))
+    for frequency in Frequency:
+        publish_set(own_models, "BTC", frequency, "newest", trained[frequency].files)
+
+    def refused(model_dir, asset, frequency):
+        if frequency is HF:
+            raise ZeroDivisionError("a bug")
+        return published_sets(model_dir, asset, frequency)
+
+    monkeypatch.setattr("forecast_engine.published_sets", refused)
+    for _ in range(3):
+        engine.refresh()
+    assert engine._markets["BTC", LF].publication == publication(own_models, "BTC", LF)
+    assert caplog.text.count("market not refreshed") == 1
+    assert_a_market(engine.answer(hour(engine)), 61)
 
 
 def assert_as_if_opened_now(engine, source, settings):

@@ -15,6 +15,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     1: (
         "spans",
         "feed_seams",
+        "level_changes",
         "seasonality",
         "features",
         "uncertainty_engine",
@@ -200,6 +201,10 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
     ),
     "price_board": (frozenset({"collector"}), "both spare a venue that cannot be reached"),
     "feed_seams": (frozenset({"bar_cleaning"}), "coarser bars are made of minutes"),
+    "level_changes": (
+        frozenset({"bar_cleaning", "feed_seams"}),
+        "it goes on where spikes end, and takes bars apart",
+    ),
     "data_fetcher": (
         frozenset({"bar_store", "clock"}),
         "a live source reads what was stored, as of the market's clock",

@@ -1,9 +1,13 @@
 """The ledger on a real file: kept, scored, pruned, damaged, full, shared."""
 
+import errno
 import logging
+import os
 import sqlite3
 import threading
+import time
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from domain import ForecastRequest
 from ledger import Ledger
 from scoring import ScoreCard
 from tests.entries import HOUR, hour_answer, prompt_entry
+from tests.waiting import wait_for
 
 START = 1_766_102_700 // 60 * 60
 
@@ -253,6 +258,61 @@ def test_a_record_never_waits_for_the_disk(path, caplog):
         assert book.lost >= ledger_module.QUEUE_SIZE
         assert len(book.prompts(since=0)) + book.lost == 3 * ledger_module.QUEUE_SIZE
     assert "queue is full" in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_a_disk_that_refuses_to_say_whether_the_file_is_there_costs_what_came_meanwhile(
+    path, number, monkeypatch
+):
+    look = Path.stat
+
+    def refused(at, **options):
+        if at == path:
+            raise OSError(number, os.strerror(number), str(at))
+        return look(at, **options)
+
+    with Ledger(path) as book:
+        book.keep(prompt())
+        book.flush()
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "stat", refused)
+            book.keep(prompt(START + 60))
+            book.flush()
+            assert book.lost == 1
+            Ledger(path).close()
+        book.keep(prompt(START + 120))
+        book.flush()
+        kept = [row["start_ts"] for row in book.prompts(since=0)]
+        assert (kept, book.lost) == ([START + 120, START], 1)
+
+
+def test_a_disk_that_hangs_keeps_nobody_from_ending_and_its_records_are_counted(
+    path, monkeypatch, caplog
+):
+    monkeypatch.setattr(ledger_module, "PATIENCE_S", 0.3)
+    book, size = Ledger(path), ledger_module.QUEUE_SIZE
+    with book._lock:
+        book.keep(prompt())
+        wait_for(book._queue.empty)  # the writer holds it
+        time.sleep(2 * ledger_module.BATCH_S)  # and gathers no more
+        for _ in range(size):
+            book.keep(prompt())
+        book.flush()
+        book.close()
+        assert book.lost == size
+    assert "did not answer" in caplog.text
+
+
+def test_a_fault_of_the_writing_itself_does_not_stop_the_thread(book, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger_module, "_INSERT_PROMPT", None)
+        book.keep(prompt())
+        book.flush()
+    book.keep(prompt(START + 60))
+    book.flush()
+    assert [row["start_ts"] for row in book.prompts(since=0)] == [START + 60]
+    assert book.lost == 1
+    assert "entries lost" in caplog.text
 
 
 def test_an_entry_that_cannot_be_digested_does_not_stop_the_thread(book, caplog):

@@ -125,6 +125,12 @@ def test_queue_memory_and_losses_are_told(metrics):
     assert memory > 1e6
 
 
+def test_the_clocks_offset_is_told_where_somebody_knows_it(metrics):
+    assert ("clock_offset_seconds",) not in scraped(metrics)
+    off = replace(FACTS, clock_offset_s=-12.5)
+    assert scraped(Metrics(lambda: off, lambda: LOAD))["clock_offset_seconds",] == -12.5
+
+
 def test_a_miner_that_cannot_answer_is_not_ready():
     idle = replace(FACTS, markets=(), obstacles=("no asset has any bars yet",))
     assert scraped(Metrics(lambda: idle, lambda: LOAD))["ready",] == 0

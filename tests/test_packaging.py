@@ -11,6 +11,7 @@ import subprocess
 import sys
 from argparse import ArgumentParser
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -284,7 +285,8 @@ def told_metrics():
         calibration={"level": 1.0},
     )
     axon = AxonFacts(port=1, is_up=True, chain=ChainHealth(age_s=1.0, uid=0, fault=None))
-    facts = MinerFacts(now=1.0, source="venue", is_live=True, markets=(market,), axon=axon)
+    known = MinerFacts(now=1.0, source="venue", is_live=True, markets=(market,), axon=axon)
+    facts = replace(known, clock_offset_s=0.5)
     load = DeskLoad(**dict.fromkeys(DeskLoad.__dataclass_fields__, 0))
     page = Metrics(lambda: facts, lambda: load).page().decode()
     return set(re.findall(r"^# TYPE (\w+)", page, flags=re.MULTILINE))
@@ -339,6 +341,7 @@ WELL = {
     'lgbm_miner_axon_up{instance="a"}': "1+0x1000",
     'lgbm_miner_registered{instance="a"}': "1+0x1000",
     'lgbm_miner_chain_age_seconds{instance="a"}': "300+0x1000",
+    'lgbm_miner_clock_offset_seconds{instance="a"}': "-1+0x1000",
     f"lgbm_miner_has_price{BTC}": "1+0x1000",
     f"lgbm_miner_price_age_seconds{BTC}": "30+0x1000",
     f"lgbm_miner_scored_price_age_seconds{BTC}": "30+0x1000",
@@ -384,6 +387,10 @@ FAULTS = {
     "the scored feed down": (
         {f"lgbm_miner_scored_price_age_seconds{BTC}": "30+60x1000"},
         {"MinerScoredFeedStale"},
+    ),
+    "a clock that is behind": (
+        {'lgbm_miner_clock_offset_seconds{instance="a"}': "-12+0x1000"},
+        {"MinerClockOff"},
     ),
     "every feed down": (
         {

@@ -123,12 +123,34 @@ def test_a_wild_quote_counts_only_if_another_feed_agrees():
 
 def test_a_level_that_changed_for_good_is_believed_when_it_is_seen_again():
     board = PriceBoard(PLANS)
-    for age, price in ((900, 100), (600, 10), (300, 10)):
+    for age, price in ((900, 100), (600, 20), (300, 20)):
         board.post("BTC", quote(price, age=age))
         board.post("BTC", quote(100, age=age, feed=PYTH_BTC))
     board.post("BTC", quote(101, age=1, feed=PYTH_BTC))
-    anchor = board.anchor("BTC", quote(10, age=OLD), NOW)
-    assert anchor.price == pytest.approx(10.1)
+    anchor = board.anchor("BTC", quote(20, age=OLD), NOW)
+    assert anchor.price == pytest.approx(20.2)
+
+
+def test_two_feeds_of_one_price_are_never_taken_for_ten_times_apart():
+    board = PriceBoard(PLANS)
+    for age in (900, 600, 300, 20):
+        board.post("BTC", quote(10_000 if age < 900 else 100, age=age))
+        board.post("BTC", quote(100, age=age, feed=PYTH_BTC))
+    anchor = board.anchor("BTC", quote(99, age=OLD), NOW)
+    assert (anchor.price, anchor.source) == (100, AnchorSource.SECOND_SOURCE)
+
+
+def test_a_quote_that_a_young_quote_of_its_price_denies_does_not_count_whatever_the_bars_say():
+    bar = quote(9000, age=60)
+    contested = quote(10_000, age=1)
+    denied = anchored(contested, quote(100, age=30, feed=PYTH_BTC), bar=bar)
+    assert (denied.price, denied.source) == (9000, AnchorSource.LAST_BAR)
+    by_an_old_one = anchored(contested, quote(100, age=OLD, feed=PYTH_BTC), bar=bar)
+    assert (by_an_old_one.price, by_an_old_one.source) == (10_000, AnchorSource.QUOTE)
+    token = quote(680, age=1, feed=SPYX)  # costs a tenth, and is no witness
+    index = quote(6805, age=1, feed=SP500)
+    apart = anchored(index, token, asset="SP500", bar=quote(6800, age=60, feed=SP500))
+    assert apart.source is AnchorSource.QUOTE
 
 
 def test_an_anchor_is_never_in_the_future():
@@ -257,6 +279,19 @@ def test_other_feeds_are_asked_while_the_scored_one_gives_no_young_price():
     turn.feeds[Venue.BINANCE].age = ANCHOR_MAX_AGE_S
     turn.clock.time += ANCHOR_MAX_AGE_S
     assert "pyth" in turn.poll()
+
+
+def test_a_feed_that_denies_the_scored_one_is_asked_in_every_round():
+    turn = Round("BTC")
+    turn.poll()
+    turn.feeds[Venue.BINANCE].prices["BTCUSDT"] = 5000.0
+    for _ in range(3):
+        turn.clock.time += 20
+        assert "pyth" in turn.poll()
+    turn.feeds[Venue.BINANCE].prices.clear()
+    turn.poll()
+    turn.clock.time += 20
+    assert "pyth" not in turn.poll()
 
 
 def test_a_quote_from_the_future_blocks_no_later_one():

@@ -6,14 +6,17 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import retraining
 from config import Frequency, Settings
+from model_store import published_sets
 from retraining import Retrainer, Training, training_command
-from tests.waiting import is_running, wait_for
+from state_store import locked
+from tests.waiting import PATIENCE_S, is_running, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -211,14 +214,60 @@ def test_a_training_that_will_not_listen_is_killed(monkeypatch, tmp_path):
     assert training.exit_code() == -signal.SIGKILL
 
 
+MINER = """
+import sys, time
+from pathlib import Path
+from config import Frequency, Settings
+from retraining import Training, training_command
+
+archive, models = map(Path, sys.argv[1:])
+settings = Settings(source="archive", archive_dir=archive, model_dir=models, jobs=1)
+pair = "BTC", Frequency.HF
+training = Training(pair, training_command(settings, None, pair))
+print(training.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def members(group):
+    """The processes of a group that run."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            state, _, of_group = status.read_text().rpartition(")")[2].split()[:3]
+            found += [status.parent.name] if int(of_group) == group and state != "Z" else []
+    return found
+
+
+def test_a_training_ends_with_all_its_workers_when_the_miner_is_killed(archive_dir, tmp_path):
+    models = tmp_path / "models"
+    command = [sys.executable, "-c", MINER, str(archive_dir), str(models)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as miner:
+        assert miner.stdout is not None
+        group = int(miner.stdout.readline())
+        try:
+            wait_for(lambda: len(members(group)) > 2)  # it works
+            miner.kill()
+            miner.wait()
+            wait_for(lambda: not members(group))
+        finally:
+            miner.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+    assert published_sets(models, "BTC", Frequency.HF) == ()  # it was not that it was done
+    with locked(models, "training", wait_s=PATIENCE_S):
+        pass  # and nothing keeps the next one from beginning
+
+
 def test_a_training_uses_the_miners_own_settings():
     settings = Settings(source="archive", archive_dir=Path("bars"), seed=5, days=40, jobs=2)
     command = training_command(settings, Path("my.toml"), ("XAU", Frequency.LF))
     assert command[0] == sys.executable
     assert Path(command[1]) == ROOT / "train_models.py"
     assert " ".join(command[2:]) == (
-        "--asset XAU --lf-only --stored-only --source archive --archive-dir bars --state-dir state "
-        "--model-dir models --profile 2026-09 --seed 5 --days 40 --jobs 2 --config my.toml"
+        "--asset XAU --lf-only --stored-only --end-with-parent --source archive --archive-dir bars "
+        "--state-dir state --model-dir models --profile 2026-09 --seed 5 --days 40 --jobs 2 "
+        "--config my.toml"
     )
 
 

@@ -28,19 +28,24 @@ from wire_format import (
     validate_answer,
 )
 
-LARGEST_PRICE = 9_999_999.9
+LARGEST_PRICE = 99_999_999.0
 START = 1_766_102_400  # 2025-12-19T00:00:00Z
 
 prices = st.one_of(
     st.floats(SMALLEST_PRICE, LARGEST_PRICE),
-    st.floats(-17.99, 6.99).map(lambda exponent: 10.0**exponent),
+    st.floats(-17.99, 7.99).map(lambda exponent: 10.0**exponent),
     # just around every change of magnitude, where rounding carries
     st.builds(
         lambda exponent, step: float(f"1e{exponent}") * (1 + step),
-        st.integers(-17, 6),
+        st.integers(-17, 7),
         st.floats(-1e-6, 1e-6),
     ),
 )
+
+
+def as_sent(price: float) -> float:
+    """Prices of eight digits before the point are sent as int: a float would print nine."""
+    return int(price) if 1e7 <= price < 1e8 and price == int(price) else price
 
 
 def oracle_error(price: float) -> Decimal:
@@ -48,7 +53,7 @@ def oracle_error(price: float) -> Decimal:
     exact = Decimal(repr(price))
     with localcontext(prec=60):
         candidates = (exact.quantize(Decimal(1).scaleb(-places)) for places in range(25))
-        accepted = [c for c in candidates if price_fault(float(c)) is None]
+        accepted = [c for c in candidates if price_fault(as_sent(float(c))) is None]
         return min(abs(candidate - exact) for candidate in accepted)
 
 
@@ -136,6 +141,8 @@ def test_an_integer_too_long_to_print_is_judged_as_well():
         (1.23456e-12, 1.235e-12),
         (0.99999999, 1.0),
         (4321.0, 4321.0),
+        (9_999_999.97, 1e7),
+        (12_345_678.4, 12_345_678.0),
     ],
 )
 def test_known_prices_round_to_known_prices(price, rounded):
@@ -145,7 +152,7 @@ def test_known_prices_round_to_known_prices(price, rounded):
 @given(prices)
 def test_rounding_gives_the_nearest_price_that_validators_accept(price):
     got = float(round_prices(np.array([price]))[0])
-    assert price_fault(got) is None
+    assert price_fault(as_sent(got)) is None
     with localcontext(prec=60):
         error = abs(Decimal(repr(got)) - Decimal(repr(price)))
         # the product with a power of ten may tip an exact half either way
@@ -169,7 +176,7 @@ def test_rounding_leaves_its_input_alone():
 
 
 @pytest.mark.parametrize(
-    "price", [np.nan, np.inf, -np.inf, 0.0, -1.0, 1e-19, 1e-300, 9_999_999.97, 1e7, 1e15, 1e16]
+    "price", [np.nan, np.inf, -np.inf, 0.0, -1.0, 1e-19, 1e-300, 99_999_999.7, 1e8, 1e15, 1e16]
 )
 def test_prices_that_no_rounding_saves_are_refused_by_name(price):
     paths = np.full((2, 3), 50.0)
@@ -183,7 +190,8 @@ def test_prices_that_no_rounding_saves_are_refused_by_name(price):
 
 
 def answer_of(paths, prompt):
-    return [prompt.start_ts, prompt.increment_s, *paths.tolist()]
+    sent = [[as_sent(price) for price in path] for path in paths.tolist()]
+    return [prompt.start_ts, prompt.increment_s, *sent]
 
 
 def refuses(check, *arguments) -> bool:
@@ -197,7 +205,7 @@ def refuses(check, *arguments) -> bool:
 troubled = st.one_of(
     prices,
     prices.map(lambda price: float(round_prices(np.array([price]))[0])),
-    st.sampled_from([0.0, -1.0, np.nan, np.inf, -np.inf, 1e-46, 1e39, 0.51234568, 1e7, 1e15]),
+    st.sampled_from([0.0, -1.0, np.nan, np.inf, -np.inf, 1e-46, 1e39, 0.51234568, 1e7, 1e8, 1e15]),
     st.integers(-20, 20).map(lambda exponent: 1.2345678 * 10.0**exponent),
 )
 
@@ -285,7 +293,7 @@ def test_a_tuple_of_whole_numbers_is_a_valid_answer():
 
 
 @given(
-    level=st.floats(-15, 6.5).map(lambda exponent: 10.0**exponent),
+    level=st.floats(-15, 7.5).map(lambda exponent: 10.0**exponent),
     shape=st.tuples(st.integers(1, 8), st.integers(2, 12)),
     seed=st.integers(0, 99),
 )
@@ -336,7 +344,7 @@ def test_a_shadow_answer_starts_every_path_at_the_current_price():
     }
 
 
-@pytest.mark.parametrize("exponent", range(-5, 7))
+@pytest.mark.parametrize("exponent", range(-5, 8))
 def test_prices_of_every_magnitude_are_written_as_they_are(exponent):
     """From the least to the greatest of a magnitude, and one path beyond them."""
     first, last = float(f"1e{exponent}"), float(f"9.9999999e{exponent}")
@@ -345,6 +353,14 @@ def test_prices_of_every_magnitude_are_written_as_they_are(exponent):
     for paths in (within, within * [[1.0, 1.0], [1.0, 0.1]]):
         made = forecast(paths, prompt)
         assert json.loads(encode_prompt_json(made)) == encode_prompt_answer(made)
+
+
+def test_prices_of_eight_digits_before_the_point_are_sent_as_whole_numbers():
+    made = forecast(np.array([[9_650_123.44, 9_999_999.97], [12_345_678.4, 99_999_998.6]]))
+    answer = encode_prompt_answer(made)
+    assert answer[2:] == [[9_650_123.4, 10_000_000], [12_345_678, 99_999_999]]
+    validate_answer(answer, made.request)
+    validate_answer(json.loads(encode_prompt_json(made)), made.request)
 
 
 def test_the_same_answer_a_little_later_is_the_same_bytes():

@@ -164,18 +164,20 @@ def test_a_frozen_feed_is_reported(running, venues, venue):
         settle("A frozen feed is reported within the hour and read again when it moves", world)
 
 
+@pytest.mark.parametrize("fault", [Fault.STALE, Fault.CACHED])
 @pytest.mark.parametrize("venue", [Venue.BINANCE, Venue.HYPERLIQUID])
-def test_a_stale_feed_is_left_for_a_second_source_and_its_age_is_told(running, venues, venue):
+def test_a_stale_feed_is_left_for_a_second_source_and_its_age_is_told(
+    running, venues, venue, fault
+):
     """Quotes of a quarter of an hour ago, dated as such, give way to another feed's."""
     with running() as world:
         world.turn()
-        strike(venues, venue, Fault.STALE)
+        strike(venues, venue, fault)
         for _ in range(6):
             world.turn()
         ages = {answer.request.asset: answer.diagnostics.price_age_s for answer in world.ask_all()}
-        dated = venue is Venue.HYPERLIQUID  # Binance does not date its ticker
         assert max(ages.values()) <= 120
-        assert not dated or world.kept.sources >= {"second_source"}
+        assert world.kept.sources >= {"second_source"}
         heal(world, venues)
         assert world.lies(MARKET) == []
         settle("A stale feed gives way to a second source", world)
@@ -334,3 +336,39 @@ def test_weeks_of_outage_cost_no_answer_and_what_venues_keep_is_fetched_after(
             assert (world.kept.lost, lacking) == ([], [])
             history = world.engine.history("XAU", Frequency.LF)
             assert np.diff(history.bars.open_ts).max() < HOLE_S  # another feed filled in
+
+
+# ---------------------------------------------------------------- lies that last
+
+
+@pytest.mark.parametrize("denied", [True, False])
+@pytest.mark.parametrize("minutes", [4, 10, 60])
+def test_a_price_a_hundred_times_too_high_for_long_is_never_stored(tmp_path, minutes, denied):
+    """Whether a second feed denies it or none can be asked: no lie, no lost answer or bar."""
+    hand, truth = Hand(T0), MARKET["BTC"]
+    is_off = (truth.open_ts >= T0 + 600) & (truth.open_ts < T0 + 600 + 60 * minutes)
+    names = ("open", "high", "low", "close")
+    off = {name: np.where(is_off, 100.0, 1.0) * getattr(truth, name) for name in names}
+    promise = "A price a hundred times too high for up to an hour is not believed"
+    lying = MARKET | {"binance:BTCUSDT": replace(truth, **off)}
+    with served(lying, hand) as venues:
+        if not denied:
+            strike(venues, Venue.PYTH, Fault.ERROR)
+        with live_world(live_settings(tmp_path, venues, ("BTC",)), hand) as world:
+            world.collector.backfill()
+            world.turn(2)
+            for _ in range(minutes + 15):
+                world.turn()
+                assert world.lies(MARKET) == []
+            assert world.collector.doubts()
+            lost = world.kept.lost
+    with (
+        served(MARKET, hand) as venues,  # withdrawn
+        live_world(live_settings(tmp_path, venues, ("BTC",)), hand) as world,
+    ):
+        world.turn()
+        assert world.lies(MARKET) == []
+        lost += world.kept.lost
+        lacking = world.lacking(MARKET, T0 - DAY_S)
+    count(promise, cases=1, answers_lost=len(lost), bars_lost=len(lacking))
+    assert (lost, lacking) == ([], [])

@@ -1,5 +1,6 @@
 """Full, failing and read-only disks: one clear sentence, nothing lost, and it goes on after."""
 
+import errno
 import os
 import shutil
 from collections.abc import Collection
@@ -19,9 +20,11 @@ from state_store import StateStore
 from tests.faults import victims
 from tests.faults.asking import ask
 from tests.faults.disk import REFUSALS, read_only, refusing, resize, small_disk
+from tests.faults.live_world import Hand, live_settings, live_world, served, walk
 from tests.faults.tally import count
 
 HF = Frequency.HF
+T0 = 1_764_590_400  # 2025-12-01 12:00 UTC
 MOST_CALLS = 200
 ONE_SENTENCE = "A refused write is one sentence and leaves the old or the new file"
 
@@ -264,3 +267,37 @@ def test_folders_deleted_under_the_process_come_back(archive, model_dir, tmp_pat
         assert len(book.prompts(0)) == 1
         assert book.lost == 0
     count("Folders deleted under the process come back", cases=2)
+
+
+def test_a_folder_of_bars_that_cannot_be_listed_costs_no_other_asset_anything(
+    tmp_path, monkeypatch
+):
+    """The others are collected and answered from their newest bars; then it catches up."""
+    hand, assets, start = Hand(T0), ("BTC", "ETH", "XAU"), T0 - 26 * 3600
+    market = {name: walk(at, 4000, start, 2 * 1440) for at, name in enumerate(assets)}
+    scan = os.scandir
+
+    def refused(path="."):
+        if str(path).endswith("binance/BTC_60s"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return scan(path)
+
+    with (
+        served(market, hand) as venues,
+        live_world(live_settings(tmp_path, venues, assets), hand) as world,
+    ):
+        world.collector.backfill()
+        world.turn(2)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "scandir", refused)
+            for _ in range(10):
+                world.turn()
+            for asset in ("ETH", "XAU"):
+                frequency = world.plans[asset].frequencies[0]
+                assert world.engine.history(asset, frequency).anchor_ts == T0 + 600
+        world.turn()
+        lacking = world.lacking(market, T0 - DAY_S)
+        lost = world.kept.lost
+        count("A folder of bars that cannot be listed costs no answer and no bar", 1, len(lost))
+        assert (lost, lacking) == ([], [])
+        assert world.engine.history("BTC", HF).anchor_ts == T0 + 660

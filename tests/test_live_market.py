@@ -1,0 +1,66 @@
+"""A live market over real HTTP: what it says of its feeds and of our clock."""
+
+import time
+
+import numpy as np
+import pytest
+
+from clock import RehearsalClock
+from config import FeedHost, Settings
+from data_fetcher import LiveSource
+from domain import Bars
+from live_market import LiveMarket
+from loopback_venues import Fault, FaultRule, serve_venues
+
+NOW = 1_765_800_000  # 2025-12-15 12:00 UTC
+
+
+def minutes(n=2000):
+    close = 4000 * np.exp(np.cumsum(np.random.default_rng(1).normal(0, 5e-4, n)))
+    return Bars(
+        open_ts=NOW - 60 * np.arange(n - 60, -60, -1, dtype=np.int64),
+        open=close,
+        high=close * 1.0002,
+        low=close * 0.9998,
+        close=close,
+        volume=np.ones(n),
+        bar_s=60,
+        feed="recorded",
+    )
+
+
+def told_of_the_clock(tmp_path, ahead_s, *faults):
+    """The offset and the warnings of a miner whose clock is so far ahead of the venues'."""
+    theirs = RehearsalClock(start=NOW, origin=time.time(), speed=1.0)
+    ours = RehearsalClock(start=NOW + ahead_s, origin=theirs.origin, speed=1.0)
+    with serve_venues({"BTC": minutes(), "XAU": minutes()}, theirs) as venues:
+        for fault in faults:
+            venues.faults.add(fault)
+        settings = Settings(
+            state_dir=tmp_path / "state",
+            served_assets=("BTC", "XAU"),
+            rehearsal=str(ours),
+            **venues.urls,
+        )
+        with LiveMarket.open(settings, LiveSource(settings, ours)) as market:
+            assert market.clock_offset_s() is None
+            for _ in range(2):
+                market.poll()
+            return market.clock_offset_s(), [
+                warning for warning in market.warnings() if warning.startswith("our clock")
+            ]
+
+
+@pytest.mark.parametrize(("ahead_s", "said"), [(15, "15 s ahead of"), (-20, "20 s behind")])
+def test_a_wrong_clock_of_ours_is_measured_and_told(tmp_path, ahead_s, said):
+    offset_s, (warning,) = told_of_the_clock(tmp_path, ahead_s)
+    assert offset_s == pytest.approx(ahead_s, abs=1.5)
+    assert warning.startswith(f"our clock is {said} the venues'")
+
+
+def test_a_right_clock_is_no_warning_whatever_one_venues_cache_says(tmp_path):
+    cached = FaultRule(fault=Fault.CACHED, host=FeedHost.BINANCE)
+    for faults in ((), (cached,)):
+        offset_s, warnings = told_of_the_clock(tmp_path, 0, *faults)
+        assert offset_s == pytest.approx(0, abs=1.5)
+        assert warnings == []
