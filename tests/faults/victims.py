@@ -6,10 +6,11 @@ kill costs milliseconds. Whatever a victim sends was acknowledged before.
 
 import multiprocessing
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from bar_store import BarStore
-from config import Frequency, Settings, protocol_profile
+from config import DAY_S, Frequency, Settings, protocol_profile
 from data_fetcher import ArchiveSource, LoadedHistory
 from domain import Bars, ForecastRequest, MarketHistory
 from forecast_engine import ForecastEngine
@@ -49,13 +50,20 @@ def victim(work: Callable[..., None], *args: object) -> Iterator[tuple[Connectio
 
 
 def killed(work: Callable[..., None], *args: object, dice: random.Random, spread_s: float) -> int:
-    """Kill a victim at a random moment after its first word; its last word."""
-    with victim(work, *args) as (told, process):
-        last = int(told.recv())
-        time.sleep(dice.uniform(0, spread_s))
-        process.kill()
-        process.join()
-        return max(last, *_words(told), last)
+    """Kill a victim at work, at a random moment after its first word; its last word.
+
+    One that came to its end first was not killed: then the next one is, a little sooner.
+    """
+    while True:
+        with victim(work, *args) as (told, process):
+            last = int(told.recv())
+            time.sleep(dice.uniform(0, spread_s))
+            process.kill()
+            process.join()
+            if process.exitcode == -signal.SIGKILL:
+                return max(last, *_words(told), last)
+            assert process.exitcode == 0
+            spread_s *= 0.9
 
 
 def ended(work: Callable[..., None], *args: object) -> int:
@@ -109,10 +117,11 @@ def append_bars(acknowledge: Connection, root: Path, first: int) -> None:
 
 @dataclass
 class GrowingArchive:
-    """An archive of which more becomes known."""
+    """An archive of which more becomes known, and of which a window may be all that is held."""
 
     history: MarketHistory
     moment: int
+    window_days: int | None = None
     name: str = "archive"
     live: bool = True
     unknown_assets: tuple[str, ...] = ()
@@ -126,8 +135,16 @@ class GrowingArchive:
         return LoadedHistory(history=self.recent(asset, frequency), set_aside=())
 
     def recent(self, asset: str, frequency: Frequency) -> MarketHistory:
-        """What is known by the moment."""
-        return self.history.known_at(self.moment)
+        """What is known by the moment; of a window, from a midnight on as live sources hold it."""
+        known = self.history.known_at(self.moment)
+        if self.window_days is None:
+            return known
+        first = (self.moment // DAY_S - self.window_days) * DAY_S
+        return replace(
+            known,
+            bars=known.bars.between(first, None),
+            price_bars=known.price_bars.between(first, None),
+        )
 
     def now(self) -> int:
         """The moment."""
@@ -135,19 +152,24 @@ class GrowingArchive:
 
 
 def growing_engine(
-    archive_dir: Path, settings: Settings, moment: int
+    archive_dir: Path, settings: Settings, moment: int, window_days: int | None = None
 ) -> tuple[GrowingArchive, ForecastEngine]:
     """An engine of BTC whose bars end at a moment."""
     history = ArchiveSource(archive_dir).load("BTC", Frequency.HF).history
-    source = GrowingArchive(history, moment)
+    source = GrowingArchive(history, moment, window_days)
     return source, ForecastEngine.open(source, settings)
 
 
 def checkpoint_states(
-    acknowledge: Connection, archive_dir: Path, settings: Settings, moment: int, end: int
+    acknowledge: Connection,
+    archive_dir: Path,
+    settings: Settings,
+    window_days: int,
+    moment: int,
+    end: int,
 ) -> None:
     """Take in bar by bar, with a checkpoint after each; says which moment is on the disk."""
-    source, engine = growing_engine(archive_dir, settings, moment)
+    source, engine = growing_engine(archive_dir, settings, moment, window_days)
     while True:
         engine.checkpoint()
         acknowledge.send(source.moment)
