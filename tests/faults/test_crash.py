@@ -2,7 +2,6 @@
 
 import os
 import random
-import time
 
 import numpy as np
 import pytest
@@ -160,9 +159,8 @@ def test_a_killed_training_changes_nothing_and_the_next_one_runs(
     archive_dir, model_dir, tmp_path, size
 ):
     """A killed training leaves the models as they were, or the new set whole."""
-    dice, before = random.Random(5), time.monotonic()
-    victims.ended(victims.train, archive_dir, tmp_path)
-    whole_s = time.monotonic() - before  # so kills fall anywhere in a training
+    dice = random.Random(5)
+    whole_s = victims.seconds_at_work(victims.train, archive_dir, tmp_path)
     (first, *_) = published_sets(tmp_path, "BTC", LF)
     for _ in range(size(*KILLS["train"])):
         victims.killed(victims.train, archive_dir, tmp_path, dice=dice, spread_s=whole_s)

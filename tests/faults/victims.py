@@ -5,17 +5,22 @@ kill costs milliseconds. Whatever a victim sends was acknowledged before.
 """
 
 import multiprocessing
+import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pytest
 
 from bar_store import BarStore
 from config import DAY_S, Frequency, Settings, protocol_profile
@@ -34,9 +39,18 @@ _PROCESSES: Final = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["tests.faults.victims", "lgbm_trainer"])
 
 
+@cache
+def _serve() -> None:
+    """Start the server where it finds the imports: of our path it knows nothing by itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
+
+
 @contextmanager
 def victim(work: Callable[..., None], *args: object) -> Iterator[tuple[Connection, Any]]:
     """A child that does `work(acknowledge, *args)`: what it sends, and its process."""
+    _serve()
     told, acknowledge = _PROCESSES.Pipe(duplex=False)
     process = _PROCESSES.Process(target=work, args=(acknowledge, *args), daemon=True)
     process.start()
@@ -73,6 +87,16 @@ def ended(work: Callable[..., None], *args: object) -> int:
         process.join()
         assert process.exitcode == 0
         return words[-1]
+
+
+def seconds_at_work(work: Callable[..., None], *args: object) -> float:
+    """Let a victim come to its end; how long that was after its first word."""
+    with victim(work, *args) as (told, process):
+        told.recv()
+        began = time.monotonic()
+        process.join()
+        assert process.exitcode == 0
+        return time.monotonic() - began
 
 
 def _words(told: Connection) -> Iterator[int]:
