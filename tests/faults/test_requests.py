@@ -25,7 +25,7 @@ import pytest
 import axon_gate
 import http_service
 import slow_callers
-from answer_desk import ANSWER_THREADS, MOST_WAITING
+from answer_desk import ANSWER_THREADS, ANSWERED, MOST_WAITING, Outcome
 from config import Settings
 from data_fetcher import SimulatedSource
 from forecast_engine import ForecastEngine
@@ -399,37 +399,53 @@ def test_beyond_its_bound_the_queue_refuses_the_lowest_stake_clearly(here, engin
 # ---------------------------------------------------------------- replays and forgeries
 
 
+REPLAYED = "401 this request was answered before; sign a new one."
+FORGED = "401 the signature does not fit this request, its sender and this miner."
+DEADLINE_S = 50  # of an hour's prompt; a day's has longer
+
+
+def overheard(entry, headers):
+    """What somebody on the line makes of an answered request: the same again, and a forgery."""
+    again = {**headers, "connection": "keep-alive"}
+    forgery = {**again, "bt_header_dendrite_signature": f"0x{'11' * 64}"}
+    return json.dumps([entry.raw(again).decode(), entry.raw(forgery).decode()])
+
+
 def test_an_honest_caller_is_answered_under_a_flood_of_replays_and_forgeries(here, engine, size):
-    """An honest caller is answered while one process replays and forges at full speed."""
-    with axon.listening(here, engine) as (server, _):
-        asked = axon.prompt(engine)
-        body = json.dumps({"simulation_input": asked}).encode()
-        kept = Entry(server.port, "/Simulation", axon.signed(server), body, server)
-        replay = kept.raw({"connection": "keep-alive"})
-        forged = kept.raw(
-            {"connection": "keep-alive", "bt_header_dendrite_signature": f"0x{'11' * 64}"}
-        )
-        assert exchange(server.port, kept.raw()) == 200  # from now on it is a replay
-        before = resident()
-        seconds = size(3, 60)
+    """An honest caller is answered while one process replays and forges at full speed.
+
+    What is replayed is what was answered last, so every copy passes for fresh; every
+    honest prompt is another one, and computed.
+    """
+    with axon.listening(here, engine) as (server, desk):
+        entry = Entry(server.port, "/Simulation", {}, b"", server)
+        before, until = None, time.monotonic() + size(4, 60)
+        command = [sys.executable, str(FLOOD), HERE, str(server.port)]
         attacker = subprocess.Popen(
-            [sys.executable, str(FLOOD), HERE, str(server.port), str(seconds)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
+        honest, late = [], 0
         with attacker:
             assert attacker.stdin
-            attacker.stdin.write(json.dumps([replay.decode(), forged.decode()]))
-            attacker.stdin.close()
-            honest = []
-            while attacker.poll() is None:
-                honest.append(exchange(server.port, kept.honest(engine)))
             assert attacker.stdout
+            while time.monotonic() < until:
+                kind = axon.prompt if len(honest) % 2 else axon.low_frequency
+                asked = kind(engine) | {"num_simulations": 1000 - len(honest) // 2 % 999}
+                entry.body = json.dumps({"simulation_input": asked}).encode()
+                headers = axon.signed(server, uuid=uuid.uuid4().hex)
+                began = time.monotonic()
+                honest.append(exchange(server.port, entry.raw(headers)))
+                late += time.monotonic() - began > DEADLINE_S
+                attacker.stdin.write(f"{overheard(entry, headers)}\n")
+                before = before or resident()
+            attacker.stdin.close()
             told = json.loads(attacker.stdout.read())
-    lost = sum(status != 200 for status in honest)
+    lost = sum(status != 200 for status in honest) + late
     count(FLOODED, cases=sum(told.values()), answers_lost=lost)
-    assert len(honest) > seconds
+    assert len(honest) > 3
     assert lost == 0
-    assert set(told) == {"401"}
+    outcomes = [record.outcome for record in desk.told if record.outcome in ANSWERED]
+    assert outcomes == [Outcome.COMPUTED] * len(honest)
+    assert set(told) == {REPLAYED, FORGED}
+    assert min(told.values()) > sum(told.values()) / 4
     assert resident() - before < 48 * MIB
