@@ -15,8 +15,6 @@ from typing import Final
 import numpy as np
 import pytest
 
-import lgbm_trainer
-import path_fitting
 from baselines import ConstantSigma
 from config import DAY_S, FREQUENCIES, FeedHost, Frequency, asset_spec, competition_like
 from config import protocol_profile as profile_named
@@ -25,9 +23,9 @@ from domain import Bars, FloatArray, Forecast, ForecastRequest
 from errors import NoPriceError
 from loopback_venues import Fault, FaultRule, LoopbackVenues
 from market_view import Rung
-from model_store import publish_set
 from scoring import score_paths
 from tests.faults.live_world import Hand, LiveWorld, live_settings, live_world, served, truth_of
+from tests.faults.small_sets import publish_small_set
 from tests.faults.tally import count
 
 PROFILE = profile_named("2026-09")
@@ -76,15 +74,9 @@ def standing(real_bars: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def _train(world: LiveWorld, model_dir: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lgbm_trainer, "SHAPE_PROMPTS", dict.fromkeys(Frequency, 3))
-        for module in (path_fitting, lgbm_trainer):
-            patch.setattr(module, "VARIATIONS", path_fitting.VARIATIONS[:2])
-        for asset, frequency in (("BTC", Frequency.HF), ("BTC", Frequency.LF)):
-            history = world.source.load(asset, frequency).history.known_at(NOW - DAY_S)
-            days = 4.0 if frequency is Frequency.HF else 8.0
-            result = lgbm_trainer.train(history, days=days, seed=0, profile=PROFILE)
-            publish_set(model_dir, asset, frequency, result.model_id, result.files)
+    for frequency in (Frequency.HF, Frequency.LF):
+        history = world.source.load("BTC", frequency).history
+        publish_small_set(model_dir, history.known_at(NOW - DAY_S))
 
 
 # ---------------------------------------------------------------- what is removed
