@@ -1,8 +1,11 @@
 """Full, failing and read-only disks: one clear sentence, nothing lost, and it goes on after."""
 
+import errno
 import os
 import shutil
+import threading
 from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from tests.faults import victims
 from tests.faults.asking import ask
 from tests.faults.disk import REFUSALS, read_only, refusing, resize, small_disk
 from tests.faults.tally import count
+from tests.waiting import PATIENCE_S
 
 HF = Frequency.HF
 MOST_CALLS = 200
@@ -213,6 +217,57 @@ def test_the_ledger_on_a_full_disk_goes_on_when_there_is_room():
         after = len(book.pending("BTC", "hf", victims.START + 9 * DAY_S, 10_000))
         assert after == held + 1
         count("A ledger on a full disk keeps what it had", cases=1, answers_lost=0)
+
+
+@pytest.mark.parametrize("code", REFUSALS, ids=[os.strerror(code) for code in REFUSALS])
+def test_a_ledger_whose_calls_are_refused_takes_up_again(tmp_path, code):
+    """Whichever call the disk refuses, the ledger keeps what comes once it refuses no more."""
+    for refused in range(MOST_CALLS):
+        path = tmp_path / str(refused) / LEDGER_FILE
+        with refusing(code, refused) as disk:
+            book = Ledger(path)
+            book.keep(*victims.ledger_entry(0))
+            book.flush()
+        with book:
+            book.keep(*victims.ledger_entry(1))
+            book.flush()
+            starts = {row["start_ts"] for row in book.prompts(0)}
+        assert victims.START + 60 in starts
+        if not disk.has_refused:
+            assert refused
+            return
+        count("A ledger whose calls are refused takes up again", cases=1)
+    pytest.fail("no end of calls")
+
+
+def test_a_ledger_whose_file_cannot_be_looked_at_takes_up_again(tmp_path):
+    """An I/O error as it looks for its file costs records at most, and never its thread."""
+    path, exists = tmp_path / LEDGER_FILE, Path.exists
+
+    def refused(file):
+        if file == path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return exists(file)
+
+    book = Ledger(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "exists", refused)
+        book.keep(*victims.ledger_entry(0))
+        flush_in_time(book)
+    book.keep(*victims.ledger_entry(1))
+    flush_in_time(book)
+    with book:
+        starts = {row["start_ts"] for row in book.prompts(0)}
+    assert victims.START + 60 in starts
+    count("A ledger whose calls are refused takes up again", cases=1)
+
+
+def flush_in_time(book):
+    """As `flush`, which waits for ever where the writer has died."""
+    flushing = threading.Thread(target=book.flush, daemon=True)
+    flushing.start()
+    flushing.join(PATIENCE_S / 6)
+    assert not flushing.is_alive()
 
 
 def test_a_disk_that_turns_read_only_costs_no_answer(archive, model_dir):
