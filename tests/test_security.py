@@ -68,8 +68,8 @@ def executing_call(node):
     yield from {last} & {"read_pickle", "to_pickle"}
     if last in IMPORTING_CALLS:  # of a fixed name that is harmless, or not at all
         wanted = node.args[0] if node.args else None
-        known = isinstance(wanted, ast.Constant) and isinstance(wanted.value, str)
-        if not known or wanted.value.split(".")[0] in EXECUTING_MODULES:
+        module = str(wanted.value) if isinstance(wanted, ast.Constant) else None
+        if module is None or module.split(".")[0] in EXECUTING_MODULES:
             yield name
     yield from (
         f"{name}({option.arg})"

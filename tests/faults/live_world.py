@@ -193,7 +193,7 @@ def _true_columns(minutes: Bars, venue: str, bar_s: int) -> dict[str, npt.NDArra
     volume = np.zeros(len(bars)) if venue == Venue.PYTH else bars.volume
     candles = Candles(
         bars=replace(bars, volume=volume),
-        trades=1.0 + (bars.volume * 10).astype(np.int64) % 1000,
+        trades=(1 + (bars.volume * 10).astype(np.int64) % 1000).astype(np.float64),
         taker_volume=bars.volume / 2,
     )
     return {"ts": bars.open_ts, **_columns(candles)}

@@ -4,6 +4,7 @@ import random
 import signal
 import time
 
+import httpx
 import pytest
 
 from clock import SystemClock
@@ -63,7 +64,8 @@ def live_and_die(flags, dice):
     """One life: answers from the models until it is killed."""
     with running(*flags) as (process, url, _lines):
         wait_for(lambda: ask(url).status_code == 200)
-        until, answers = time.monotonic() + dice.uniform(0, ALIVE_S), []
+        until = time.monotonic() + dice.uniform(0, ALIVE_S)
+        answers: list[httpx.Response] = []
         while time.monotonic() < until:
             answers.append(ask(url, num_paths=1 + len(answers) % 900))
         process.kill()

@@ -591,7 +591,8 @@ def test_an_honest_caller_is_answered_under_a_flood_of_replays_and_forgeries(her
         attacker = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
-        honest, late = [], 0
+        honest: list[int | None] = []
+        late = 0
         with attacker:
             assert attacker.stdin
             assert attacker.stdout
