@@ -25,6 +25,7 @@ _EARLIEST_TS: Final = 946_684_800  # 2000-01-01
 _LATEST_TS: Final = 4_102_444_800  # 2100-01-01
 _SPIKE_FACTOR: Final = 8.0  # "about ten", leaving the market some room to move meanwhile
 MAX_PRICE: Final = 1e12  # of anything, in any currency
+MAX_AMOUNT: Final = 1e18  # of anything traded in a bar
 MAX_SPIKE_BARS: Final = 3  # a level that lasts longer is no spike
 SPIKE: Final = "spike of about ×10 or more that reverts"
 
@@ -170,8 +171,8 @@ def _possible_values(columns: Mapping[str, FloatArray]) -> dict[str, FloatArray]
 
 
 def _amount(values: FloatArray) -> FloatArray:
-    """The values, NaN where one is negative or infinite."""
-    return np.where(np.isfinite(values) & (values >= 0), values, np.nan)
+    """The values, NaN where one is negative or beyond all that is traded."""
+    return np.where((values >= 0) & (values < MAX_AMOUNT), values, np.nan)
 
 
 def is_other_level(price: float, level: float) -> bool:

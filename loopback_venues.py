@@ -70,7 +70,7 @@ class Fault(StrEnum):
     SHUFFLED = "shuffled"
     MISSING = "missing"  # every third candle is not there
     EARLIER = "earlier"  # candles from before the asked time as well
-    # the prices: of every seventh candle and of the newest, and of quotes
+    # the closes, or what the rule names: of every seventh candle and the newest, and of quotes
     NAN = "nan"
     NULL = "null"
     TEXT = "text"
@@ -78,6 +78,7 @@ class Fault(StrEnum):
     NEGATIVE = "negative"
     ZERO = "zero"
     SPIKE = "spike"  # × 100
+    CONTRADICTED = "contradicted"  # those candles once more, × 100
     # the market
     FROZEN = "frozen"  # time goes on, the price does not
     STALE = "stale"  # the answer of a quarter of an hour ago, dated as if it were new
@@ -108,6 +109,7 @@ class FaultRule:
     from_ts: float = -np.inf  # market time, Unix seconds
     until_ts: float = np.inf
     retry_after: str | None = None  # header of RATE_LIMITED
+    column: str = "close"  # of a candle, what a bad price takes the place of
 
 
 class FaultPlan:
@@ -159,9 +161,9 @@ class Row:
     volume: float
 
     @property
-    def trades(self) -> int:
-        """A plausible number of trades."""
-        return 1 + int(self.volume * 10) % 1000
+    def trades(self) -> int | None:
+        """A plausible number of trades; None beside a volume that is not one."""
+        return 1 + int(self.volume * 10) % 1000 if 0 <= self.volume < 1e300 else None
 
 
 class Market:
@@ -376,19 +378,24 @@ class _View:
             return [row for row in rows if row.ts // bar_s % 3]
         if fault is Fault.FROZEN:
             return [self._bad_or_frozen(row) for row in rows]
+        struck = [row.ts // bar_s % 7 == 0 or row is rows[-1] for row in rows]
+        if fault is Fault.CONTRADICTED:
+            return rows + [_spiked(row) for row, hit in zip(rows, struck, strict=True) if hit]
         return [
-            self._bad_or_frozen(row) if row.ts // bar_s % 7 == 0 or row is rows[-1] else row
-            for row in rows
+            self._bad_or_frozen(row) if hit else row for row, hit in zip(rows, struck, strict=True)
         ]
 
     def _bad_or_frozen(self, row: Row) -> Row:
-        """The row with the price that the fault makes of it."""
-        fault = self.rule.fault if self.rule else None
+        """The row with the value that the fault makes of it."""
+        if self.rule is None or self.key is None:
+            return row
+        fault, column = self.rule.fault, self.rule.column
         if fault is Fault.SPIKE:
-            return replace(row, high=row.high * 100, close=row.close * 100)
-        if fault is not None and fault in _BAD_PRICES:
-            return replace(row, close=_BAD_PRICES[fault])
-        if fault is not Fault.FROZEN or self.rule is None or self.key is None:
+            spiked = replace(row, **{column: getattr(row, column) * 100})
+            return _spiked(row) if column == "close" else spiked
+        if fault in _BAD_PRICES:
+            return replace(row, **{column: _BAD_PRICES[fault]})
+        if fault is not Fault.FROZEN:
             return row
         since = self.rule.from_ts if np.isfinite(self.rule.from_ts) else self.now // 3600 * 3600
         found = self.market.last(self.key, since)
@@ -396,6 +403,10 @@ class _View:
             return row
         price = found[0]
         return replace(row, open=price, high=price, low=price, close=price, volume=0.0)
+
+
+def _spiked(row: Row) -> Row:
+    return replace(row, high=row.high * 100, close=row.close * 100)
 
 
 def _text(value: Any) -> Any:

@@ -18,8 +18,8 @@ from typing import Any, Final
 import orjson
 
 from config import Frequency
-from errors import ModelError, UnreadableModel
-from state_store import write_atomically
+from errors import ModelError, StateError, UnreadableModel
+from state_store import require_plain, write_atomically
 
 POINTER: Final = "current.json"
 MANIFEST: Final = "manifest.json"
@@ -69,13 +69,15 @@ def published_sets(model_dir: Path, asset: str, frequency: Frequency) -> tuple[P
     pointer = folder / POINTER
     try:
         names = orjson.loads(pointer.read_bytes())
-        chosen = [names["current"], names["previous"]]
-        return tuple(folder / Path(name).name for name in chosen if name)
+        chosen = [names["current"], *filter(None, [names["previous"]])]
+        for name in chosen:
+            require_plain(name)
+        return tuple(folder / name for name in chosen)
     except FileNotFoundError:
         return ()
     except OSError as error:
         raise _unread(pointer, error) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, StateError):
         raise ModelError(
             f"{pointer} is damaged; train {asset} {frequency.value} again or restore the file."
         ) from None

@@ -5,6 +5,7 @@ sends it drop by drop, or never reads its answer would keep both for good; and a
 as anybody likes would leave none for an honest caller.
 """
 
+import asyncio
 from collections import Counter
 from typing import Any, Final
 
@@ -32,16 +33,26 @@ class PatientConnection(H11Protocol):
         super().connection_made(transport)
         self._since = self._unread_since = self.loop.time()
         self._host = self.client[0] if self.client else ""
+        self._next_look: asyncio.TimerHandle | None = None
         if len(self.connections) > MOST_CONNECTIONS and not self._make_room():
             transport.write(_REFUSAL)
             transport.close()
             return
-        self.loop.call_later(HEADERS_S, self._look, None, 0)
+        self._watch(0)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Be forgotten at once: one that waits for its next look takes memory till then."""
+        super().connection_lost(exc)
+        if self._next_look is not None:
+            self._next_look.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Nothing more is read of a connection that is being closed."""
         if not self.transport.is_closing():
             super().data_received(data)
+
+    def _watch(self, unread: int) -> None:
+        self._next_look = self.loop.call_later(HEADERS_S, self._look, self.cycle, unread)
 
     def _look(self, last: object, was_unread: int) -> None:
         if self not in self.connections:
@@ -53,7 +64,7 @@ class PatientConnection(H11Protocol):
         is_idle = self.cycle is last and (last is None or self.cycle.response_complete)
         if is_idle and not self.transport.is_closing():
             self.transport.close()
-        self.loop.call_later(HEADERS_S, self._look, self.cycle, unread)
+        self._watch(unread)
 
     def pause_writing(self) -> None:
         """An answer begins to wait to be read: see that not too much does.

@@ -173,11 +173,13 @@ def test_a_damaged_pointer_is_one_sentence_and_publishing_repairs_it(tmp_path, c
     assert names(tmp_path) == ["two"]
 
 
-def test_a_pointer_never_leads_out_of_its_folder(tmp_path):
+@pytest.mark.parametrize("name", ["..", ".", "../elsewhere", "/", "/etc", "a/b", "a/..", "", 5])
+def test_a_pointer_leads_to_a_folder_beside_it_or_nowhere(tmp_path, name):
     publish(tmp_path, "one")
     pointer = set_folder(tmp_path, "BTC", HF) / POINTER
-    pointer.write_bytes(orjson.dumps({"current": "../../../etc", "previous": "/root"}))
-    assert [path.parent for path in published_sets(tmp_path, "BTC", HF)] == [pointer.parent] * 2
+    pointer.write_bytes(orjson.dumps({"current": name, "previous": None}))
+    with pytest.raises(ModelError, match="damaged"):
+        published_sets(tmp_path, "BTC", HF)
 
 
 def test_a_pointer_to_nothing_is_found_out_on_loading(tmp_path, model_dir):

@@ -30,16 +30,19 @@ from wire_format import format_iso
 ROOT = Path(__file__).resolve().parent.parent
 CODE = sorted([*ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py")])
 HERE = "127.0.0.1"
-LISTENING = "0A"  # as /proc/net/tcp writes it
+LISTENING, BOUND = "0A", "07"  # as /proc/net/tcp and /proc/net/udp write it
 
 
 # ---------------------------------------------------------------- nothing is executed
 
 EXECUTING_MODULES = {
-    "cloudpickle", "code", "dill", "jsonpickle", "marshal", "pickle", "shelve", "yaml",
+    "_pickle", "cloudpickle", "code", "codeop", "dill", "joblib", "jsonpickle", "marshal", "pickle",
+    "runpy", "shelve", "yaml",
 }  # fmt: skip
-EXECUTING_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}
-EXECUTING_METHODS = {"read_pickle", "to_pickle"}
+# Whatever they are called by: `builtins.eval`, `from os import system`.
+EXECUTING_NAMES = {"eval", "exec", "__import__", "system", "popen", "read_pickle", "to_pickle"}
+EXECUTING_CALLS = {"compile", "builtins.compile"}  # and no `re.compile`
+IMPORTING_CALLS = {"import_module", "__import__"}
 
 
 def executing(tree):
@@ -49,15 +52,30 @@ def executing(tree):
             yield from {alias.name.split(".")[0] for alias in node.names} & EXECUTING_MODULES
         elif isinstance(node, ast.ImportFrom):
             yield from {(node.module or "").split(".")[0]} & EXECUTING_MODULES
+            yield from {alias.name for alias in node.names} & EXECUTING_NAMES
+        elif isinstance(node, ast.Attribute):  # called or handed on
+            is_os = ast.unparse(node.value) in {"os", "builtins", "pd", "pandas"}
+            yield from {node.attr} & EXECUTING_NAMES if is_os else ()
         elif isinstance(node, ast.Call):
-            name = ast.unparse(node.func)
-            yield from {name} & EXECUTING_CALLS
-            yield from {name.rpartition(".")[2]} & EXECUTING_METHODS
-            yield from (
-                f"{name}({option.arg})"
-                for option in node.keywords
-                if option.arg in {"shell", "allow_pickle"} and ast.unparse(option.value) != "False"
-            )
+            yield from executing_call(node)
+
+
+def executing_call(node):
+    """What in a call could run data as code."""
+    name = ast.unparse(node.func)
+    last = name.rpartition(".")[2]
+    yield from {name} & (EXECUTING_NAMES | EXECUTING_CALLS)
+    yield from {last} & {"read_pickle", "to_pickle"}
+    if last in IMPORTING_CALLS:  # of a fixed name that is harmless, or not at all
+        wanted = node.args[0] if node.args else None
+        module = str(wanted.value) if isinstance(wanted, ast.Constant) else None
+        if module is None or module.split(".")[0] in EXECUTING_MODULES:
+            yield name
+    yield from (
+        f"{name}({option.arg})"
+        for option in node.keywords
+        if option.arg in {"shell", "allow_pickle"} and ast.unparse(option.value) != "False"
+    )
 
 
 @pytest.mark.parametrize("path", CODE, ids=lambda path: path.stem)
@@ -74,10 +92,32 @@ def test_no_module_runs_data_as_code(path):
         "np.load(path, allow_pickle=True)",
         "subprocess.run(text, shell=True)",
         "pd.read_pickle(path)",
+        "frame.to_pickle(path)",
+        "from os import system",
+        "import builtins; builtins.eval(text)",
+        "run = builtins.exec",
+        "importlib.import_module('pickle')",
+        "importlib.import_module(name)",
+        "from importlib import import_module; import_module(name)",
+        "__import__('os')",
+        "from joblib import load",
+        "import marshal",
+        "import shelve",
+        "import dill",
+        "import cloudpickle",
+        "import runpy",
+        "compile(text, 'x', 'exec')",
     ],
 )
 def test_what_runs_data_as_code_would_be_found(source):
     assert list(executing(ast.parse(source)))
+
+
+@pytest.mark.parametrize(
+    "source", ["re.compile(text)", "importlib.import_module('bittensor')", "platform.system()"]
+)
+def test_what_runs_no_data_passes(source):
+    assert list(executing(ast.parse(source))) == []
 
 
 # ---------------------------------------------------------------- what a real miner does
@@ -103,19 +143,36 @@ def secrets(wallets):
     return found
 
 
+def descendants(pid):
+    """A process and all that it started."""
+    yield pid
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            yield from descendants(int(child))
+
+
 def listening_addresses(pid):
-    """Where a process listens: the addresses of its TCP sockets."""
-    inodes = set()
-    for handle in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            inodes |= set(re.findall(r"socket:\[(\d+)\]", str(handle.readlink())))
-        except FileNotFoundError:
-            continue
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == LISTENING and fields[9] in inodes:
-                yield address_of(fields[1].partition(":")[0])
+    """Where a process and its children can be reached: addresses and ports, TCP and UDP."""
+    found = set()
+    for one in descendants(pid):
+        inodes = set()
+        for handle in Path(f"/proc/{one}/fd").iterdir():
+            try:
+                inodes |= set(re.findall(r"socket:\[(\d+)\]", str(handle.readlink())))
+            except FileNotFoundError:
+                continue
+        for table, heard in (
+            ("tcp", LISTENING),
+            ("tcp6", LISTENING),
+            ("udp", BOUND),
+            ("udp6", BOUND),
+        ):
+            for line in Path(f"/proc/{one}/net/{table}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == heard and fields[9] in inodes:
+                    address, _, port = fields[1].partition(":")
+                    found.add((address_of(address), int(port, 16)))
+    return found
 
 
 def address_of(written):
@@ -176,7 +233,7 @@ def ran(wallets, tmp_path_factory):
     with running(*(str(word) for flag in flags.items() for word in flag)) as (process, url, lines):
         wait_for(lambda: any("axon listens" in line or "event=axon" in line for line in lines))
         told = said_by(url, port, wallet.hotkey.ss58_address)
-        addresses = list(listening_addresses(process.pid))
+        addresses = listening_addresses(process.pid)
         process.send_signal(signal.SIGTERM)
         assert process.wait(STOP_LIMIT_S) == 0
     return SimpleNamespace(base=base, addresses=addresses, told=told, log="".join(lines))
@@ -184,7 +241,30 @@ def ran(wallets, tmp_path_factory):
 
 def test_nothing_listens_beyond_loopback_unless_asked(ran):
     assert len(ran.addresses) == 2  # the axon and the pages
-    assert all(address.is_loopback for address in ran.addresses)
+    assert all(address.is_loopback for address, _ in ran.addresses)
+
+
+def test_by_default_the_axon_alone_listens_on_all_addresses(wallets, tmp_path):
+    """Validators must reach it, as the reference miner's; the pages are for the machine alone."""
+    port = free_port()
+    flags = {
+        "--source": "simulated",
+        "--model-dir": tmp_path / "models",
+        "--state-dir": tmp_path / "state",
+        "--wallet.name": "miner",
+        "--wallet.hotkey": "hot",
+        "--wallet.path": wallets,
+        "--axon.port": port,
+        "--chain": "static",
+        "--whitelist.hotkeys": axon.VALIDATOR.ss58_address,
+    }
+    with running(*(str(word) for flag in flags.items() for word in flag)) as (process, _, lines):
+        wait_for(lambda: any("axon listens" in line or "event=axon" in line for line in lines))
+        reached = listening_addresses(process.pid)
+    (axon_address,) = [address for address, heard in reached if heard == port]
+    assert axon_address.is_unspecified
+    (page_address,) = [address for address, heard in reached if heard != port]
+    assert page_address.is_loopback
 
 
 def test_no_secret_of_the_wallet_is_told_logged_or_written(ran, secrets):

@@ -1,45 +1,61 @@
-"""One process that sends the same requests as fast as it can, and counts the answers.
+"""One process that sends requests as fast as it can, and counts the answers by reason.
 
-    echo '["POST / HTTP/1.1\\r\\nhost: x\\r\\n\\r\\n"]' | python flood.py 127.0.0.1 8091 5
+    python flood.py 127.0.0.1 8091
 
-Standard input: a JSON list of whole requests. Output: JSON, how often each status came;
-"0" where a connection ended without one.
+Standard input: lines of JSON, each a list of whole requests that take the place of those
+before, as fresher ones are overheard; its end is the end. Output: JSON, how often each
+status and reason came; "0" where a connection ended without one.
 """
 
 import asyncio
 import json
 import re
 import sys
-import time
+import threading
 from collections import Counter
+from collections.abc import Iterable
 
 CONNECTIONS = 16
 
 
+class Overheard:
+    """The requests that are being sent."""
+
+    def __init__(self) -> None:
+        self.requests: list[bytes] = []
+        self.is_over = False
+
+    def listen(self, lines: Iterable[str]) -> None:
+        """Take each line's requests as it comes."""
+        for line in lines:
+            self.requests = [text.encode("latin-1") for text in json.loads(line)]
+        self.is_over = True
+
+
 async def exchange(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
-) -> int:
-    """Send a request and read its answer whole; the status."""
+) -> str:
+    """Send a request and read its answer whole; status and reason."""
     writer.write(request)
     head = await reader.readuntil(b"\r\n\r\n")
     length = re.search(rb"content-length: (\d+)", head.lower())
-    await reader.readexactly(int(length.group(1)) if length else 0)
-    return int(head.split(b" ", 2)[1])
+    body = await reader.readexactly(int(length.group(1)) if length else 0)
+    status = head.split(b" ", 2)[1].decode()
+    return f"{status} {json.loads(body)['message']}" if status != "200" else status
 
 
-async def one_connection(
-    host: str, port: int, requests: list[bytes], until: float, counts: Counter[int]
-) -> None:
+async def one_connection(host: str, port: int, overheard: Overheard, counts: Counter[str]) -> None:
     """Ask again and again, by a new connection wherever the old one ended."""
     writer = None
-    while time.monotonic() < until:
+    while not overheard.is_over:
         try:
             if writer is None:
                 reader, writer = await asyncio.open_connection(host, port)
-            for request in requests:
+            for request in overheard.requests:
                 counts[await exchange(reader, writer, request)] += 1
+            await asyncio.sleep(0)  # while nothing is overheard yet, too
         except (OSError, EOFError):
-            counts[0] += 1
+            counts["0"] += 1
             if writer is not None:
                 writer.close()
             writer = None
@@ -47,17 +63,15 @@ async def one_connection(
         writer.close()
 
 
-async def flood(host: str, port: int, seconds: float, requests: list[bytes]) -> Counter[int]:
-    """Statuses by how often they came."""
-    counts: Counter[int] = Counter()
-    until = time.monotonic() + seconds
-    await asyncio.gather(
-        *(one_connection(host, port, requests, until, counts) for _ in range(CONNECTIONS))
-    )
+async def flood(host: str, port: int, overheard: Overheard) -> Counter[str]:
+    """Statuses and reasons by how often they came."""
+    counts: Counter[str] = Counter()
+    connections = (one_connection(host, port, overheard, counts) for _ in range(CONNECTIONS))
+    await asyncio.gather(*connections)
     return counts
 
 
 if __name__ == "__main__":
-    sent = [text.encode("latin-1") for text in json.load(sys.stdin)]
-    told = asyncio.run(flood(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sent))
-    print(json.dumps(told))
+    heard = Overheard()
+    threading.Thread(target=heard.listen, args=(sys.stdin,), daemon=True).start()
+    print(json.dumps(asyncio.run(flood(sys.argv[1], int(sys.argv[2]), heard))))

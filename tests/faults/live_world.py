@@ -6,11 +6,12 @@ which a minute brings them, and prompts are asked.
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from bar_cleaning import bars_from_minutes
 from bar_store import BarStore
@@ -18,7 +19,7 @@ from clock import RehearsalClock
 from collector import Collected, Collector
 from config import FREQUENCIES, FeedPlan, HttpPolicy, Settings, Venue
 from data_fetcher import LiveSource
-from domain import Bars, Forecast, ForecastRequest
+from domain import Bars, Candles, FloatArray, Forecast, ForecastRequest
 from errors import MinerError
 from feeds import Feed, open_feeds
 from forecast_engine import ForecastEngine
@@ -136,13 +137,28 @@ class LiveWorld:
         return {} if bars is None else dict(zip(bars.open_ts.tolist(), bars.close, strict=True))
 
     def lies(self, market: Mapping[str, Bars]) -> list[str]:
-        """Stored bars that never were, or that had not closed by now."""
+        """Stored values that never were, and bars that had not closed by now.
+
+        What a bar leaves open, beside its close, is no lie.
+        """
         found = []
-        for venue, asset, bar_s in self.store.series():
-            truth = truth_of(market[asset], bar_s)
-            for ts, close in self.stored((venue, asset, bar_s)).items():
-                if truth.get(ts) != close or ts + bar_s > self.hand.ts:
-                    found.append(f"{venue} {asset} {bar_s}: {ts} {close} not {truth.get(ts)}")
+        for series in self.store.series():
+            venue, asset, bar_s = series
+            candles = self.store.load_candles(*series)
+            if candles is None:
+                continue
+            stored, true = _columns(candles), _true_columns(market[asset], venue, bar_s)
+            ts = candles.bars.open_ts
+            early = ts + bar_s > self.hand.ts
+            found += [f"{venue} {asset} {bar_s}: {moment} is early" for moment in ts[early]]
+            at = np.minimum(np.searchsorted(true["ts"], ts), len(true["ts"]) - 1)
+            for name, values in stored.items():
+                told = np.isfinite(values) | (name == "close")
+                false = told & ((true["ts"][at] != ts) | (true[name][at] != values))
+                found += [
+                    f"{venue} {asset} {bar_s}: {name} {values[row]} at {ts[row]}"
+                    for row in np.flatnonzero(false)
+                ]
         return found
 
     def lacking(self, market: Mapping[str, Bars], since: int, *assets: str) -> list[str]:
@@ -155,6 +171,32 @@ class LiveWorld:
                 f"{plan.asset} {ts}" for ts in wanted if ts + 60 <= self.hand.ts and ts not in held
             ]
         return found
+
+
+def _columns(candles: Candles) -> dict[str, FloatArray]:
+    """Everything that a series holds beside its times."""
+    bars = candles.bars
+    return {
+        "open": bars.open,
+        "high": bars.high,
+        "low": bars.low,
+        "close": bars.close,
+        "volume": bars.volume,
+        "trades": candles.trades,
+        "taker_volume": candles.taker_volume,
+    }
+
+
+def _true_columns(minutes: Bars, venue: str, bar_s: int) -> dict[str, npt.NDArray[Any]]:
+    """What an honest venue says of the bars, by column; of volume Pyth says nothing but 0."""
+    bars = minutes if bar_s == 60 else bars_from_minutes(minutes, bar_s=bar_s)
+    volume = np.zeros(len(bars)) if venue == Venue.PYTH else bars.volume
+    candles = Candles(
+        bars=replace(bars, volume=volume),
+        trades=(1 + (bars.volume * 10).astype(np.int64) % 1000).astype(np.float64),
+        taker_volume=bars.volume / 2,
+    )
+    return {"ts": bars.open_ts, **_columns(candles)}
 
 
 def truth_of(minutes: Bars, bar_s: int) -> dict[int, float]:

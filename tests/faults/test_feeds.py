@@ -147,6 +147,34 @@ def test_a_fault_of_one_venue_costs_no_answer_no_bar_and_no_truth(
         settle(ONE_FAULT, world)
 
 
+BAD_PRICES = [
+    Fault.NAN, Fault.NULL, Fault.TEXT, Fault.HUGE, Fault.NEGATIVE, Fault.ZERO, Fault.SPIKE,
+]  # fmt: skip
+POISONED = {
+    "open": BAD_PRICES,
+    "high": BAD_PRICES,
+    "low": BAD_PRICES,
+    "volume": [Fault.NAN, Fault.HUGE, Fault.NEGATIVE],  # any other may be true
+    "ts": [Fault.NAN, Fault.HUGE, Fault.NEGATIVE, Fault.ZERO, Fault.SPIKE],
+}
+
+
+@pytest.mark.parametrize("venue", VENUES)
+@pytest.mark.parametrize("column", POISONED)
+def test_no_lie_about_anything_but_the_close_is_stored_either(running, venues, venue, column):
+    """Opens, highs, lows, volumes and times that cannot be: left out, and the rest is kept."""
+    with running(source_of(venue)) as world:
+        for fault in POISONED[column]:
+            venues.faults.clear()
+            strike(venues, venue, fault, column=column)
+            for _ in range(2):
+                world.turn()
+                assert world.lies(MARKET) == []
+        heal(world, venues)
+        assert world.lies(MARKET) == []
+        settle(ONE_FAULT, world)
+
+
 @pytest.mark.parametrize("venue", VENUES)
 def test_a_frozen_feed_is_reported(running, venues, venue):
     """A price that stands still for an hour is told, and forgotten once it moves again."""

@@ -3,7 +3,9 @@
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from tests.faults.asking import ask
 from tests.faults.disk import REFUSALS, read_only, refusing, resize, small_disk
 from tests.faults.live_world import Hand, live_settings, live_world, served, walk
 from tests.faults.tally import count
+from tests.waiting import PATIENCE_S
 
 HF = Frequency.HF
 T0 = 1_764_590_400  # 2025-12-01 12:00 UTC
@@ -144,7 +147,11 @@ def test_every_refused_call_leaves_the_old_or_the_new(tmp_path, what, code):
         if not disk.has_refused:
             break
         assert all(os.strerror(code) in text and "\n" not in text for text in sentences)
-        assert work.look(root) in {work.former, work.after, *work.between}
+        found = work.look(root)
+        if sentences:
+            assert found in {work.former, work.after, *work.between}
+        else:  # what returned as if it had stored has stored
+            assert found == work.after
         assert not list(root.rglob(".*~"))  # nothing half-written stays
         work.change(root)  # whatever was refused, the same again is safe
         assert work.look(root) == work.after
@@ -178,14 +185,16 @@ def test_a_checkpoint_that_is_refused_costs_no_answer(archive, model_dir, tmp_pa
 def test_a_disk_that_runs_full_takes_nothing_that_was_stored():
     """On a file system that runs full, every acknowledged bar and answer stays readable."""
     with small_disk(256) as root:
-        stored = 0
-        for _ in range(200):
+        stored, refusal = 0, ""
+        while not refusal:
+            assert stored < 200 * 700
             try:
                 BarStore(root).append("binance", "BTC", victims.truth(stored, 700))
             except StateError as error:
-                assert "free some disk space" in str(error)  # noqa: PT017
-                break
-            stored += 700
+                refusal = str(error)
+            else:
+                stored += 700
+        assert "free some disk space" in refusal
         assert stored
         lost = max(0, stored - bars_of(root))
         count("Acknowledged bars outlive a full disk", cases=1, bars_lost=lost)
@@ -210,6 +219,57 @@ def test_the_ledger_on_a_full_disk_goes_on_when_there_is_room():
         after = len(book.pending("BTC", "hf", victims.START + 9 * DAY_S, 10_000))
         assert after == held + 1
         count("A ledger on a full disk keeps what it had", cases=1, answers_lost=0)
+
+
+@pytest.mark.parametrize("code", REFUSALS, ids=[os.strerror(code) for code in REFUSALS])
+def test_a_ledger_whose_calls_are_refused_takes_up_again(tmp_path, code):
+    """Whichever call the disk refuses, the ledger keeps what comes once it refuses no more."""
+    for refused in range(MOST_CALLS):
+        path = tmp_path / str(refused) / LEDGER_FILE
+        with refusing(code, refused) as disk:
+            book = Ledger(path)
+            book.keep(*victims.ledger_entry(0))
+            book.flush()
+        with book:
+            book.keep(*victims.ledger_entry(1))
+            book.flush()
+            starts = {row["start_ts"] for row in book.prompts(0)}
+        assert victims.START + 60 in starts
+        if not disk.has_refused:
+            assert refused
+            return
+        count("A ledger whose calls are refused takes up again", cases=1)
+    pytest.fail("no end of calls")
+
+
+def test_a_ledger_whose_file_cannot_be_looked_at_takes_up_again(tmp_path):
+    """An I/O error as it looks for its file costs records at most, and never its thread."""
+    path, exists = tmp_path / LEDGER_FILE, Path.exists
+
+    def refused(file):
+        if file == path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return exists(file)
+
+    book = Ledger(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "exists", refused)
+        book.keep(*victims.ledger_entry(0))
+        flush_in_time(book)
+    book.keep(*victims.ledger_entry(1))
+    flush_in_time(book)
+    with book:
+        starts = {row["start_ts"] for row in book.prompts(0)}
+    assert victims.START + 60 in starts
+    count("A ledger whose calls are refused takes up again", cases=1)
+
+
+def flush_in_time(book):
+    """As `flush`, which waits for ever where the writer has died."""
+    flushing = threading.Thread(target=book.flush, daemon=True)
+    flushing.start()
+    flushing.join(PATIENCE_S / 6)
+    assert not flushing.is_alive()
 
 
 def test_a_disk_that_turns_read_only_costs_no_answer(archive, model_dir):

@@ -84,8 +84,8 @@ def settings(model_dir, tmp_path):
     return Settings(source="archive", model_dir=models, state_dir=tmp_path / "state")
 
 
-def test_a_torn_or_rotten_state_changes_no_answer(archive, settings, size):
-    """A damaged state is set aside and rebuilt from bars: the same answer, the same state."""
+def test_a_torn_or_rotten_state_is_rebuilt_from_its_bars(archive, settings, size):
+    """A damaged state is set aside and rebuilt: from the same bars the same state and answer."""
     dice, engine = random.Random(2), ForecastEngine.open(archive, settings)
     expected = ask(engine).paths
     engine.checkpoint()
@@ -106,7 +106,10 @@ def test_a_torn_or_rotten_state_changes_no_answer(archive, settings, size):
         assert path.read_bytes() == sound
         assert len(list(path.parent.glob("*.damaged-*"))) == 1
         clear(path.parent)
-    count("A torn or rotten state is noticed and changes no answer", cases=len(cases))
+    count(
+        "A torn or rotten state is noticed and rebuilt from its bars to the last bit",
+        cases=len(cases),
+    )
 
 
 # ---------------------------------------------------------------- models
@@ -173,7 +176,7 @@ def test_a_torn_or_rotten_pointer_never_leads_out_and_is_repaired_by_publishing(
             sets = ()
             sentence = str(error)
             assert "damaged" in sentence
-        assert all(found.parent == pointer.parent for found in sets)
+        assert all(found.resolve().parent == pointer.parent.resolve() for found in sets)
         count("A damaged pointer never leads out of its folder", cases=1)
     publish_set(tmp_path, "BTC", HF, "three", {"a.txt": b"3"})
     assert published_sets(tmp_path, "BTC", HF)[0].name == "three"
@@ -249,18 +252,49 @@ def test_a_torn_or_rotten_quarantine_stops_no_refusal(tmp_path, size):
 # ---------------------------------------------------------------- the ledger
 
 
+JOURNALS = ("", "-wal", "-shm")  # what follows the ledger's name
+
+
+def fill(book):
+    for number in range(12):
+        book.keep(*victims.ledger_entry(number))
+    book.flush()
+    pending = book.pending("BTC", "hf", victims.START + 9 * DAY_S, 100)
+    for answer in pending[:4]:
+        card = answer.sketch.score(np.full(61, 98_000.0), victims.HOUR)
+        book.save_scores([(answer, card, 510.0)], victims.START)
+
+
 @pytest.fixture(scope="module")
 def sound_ledger(tmp_path_factory):
     path = tmp_path_factory.mktemp("ledger") / LEDGER_FILE
     with Ledger(path) as book:
-        for number in range(12):
-            book.keep(*victims.ledger_entry(number))
-        book.flush()
-        pending = book.pending("BTC", "hf", victims.START + 9 * DAY_S, 100)
-        for answer in pending[:4]:
-            card = answer.sketch.score(np.full(61, 98_000.0), victims.HOUR)
-            book.save_scores([(answer, card, 510.0)], victims.START)
+        fill(book)
     return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def killed_ledger(tmp_path_factory):
+    """The ledger's file and its journals, as a kill leaves them: all that is new is in one."""
+    path = tmp_path_factory.mktemp("killed") / LEDGER_FILE
+    with Ledger(path) as book:
+        fill(book)
+        return {end: path.with_name(path.name + end).read_bytes() for end in JOURNALS}
+
+
+def assert_takes_records(path):
+    """No call raises, and soon it takes records again."""
+    with Ledger(path) as book:
+        ended_by = victims.START + 9 * DAY_S
+        for asset, frequency in book.pending_pairs(ended_by):
+            book.pending(asset, frequency, ended_by, 100)
+        list(book.scored(0))
+        book.prompts(0)
+        book.prune(ended_by)
+        for later in (100, 101):
+            book.keep(*victims.ledger_entry(later))
+            book.flush()
+        assert any(row["start_ts"] == victims.START + 60 * 101 for row in book.prompts(0))
 
 
 def test_a_torn_or_rotten_ledger_never_raises_and_takes_new_records(tmp_path, sound_ledger, size):
@@ -275,17 +309,24 @@ def test_a_torn_or_rotten_ledger_never_raises_and_takes_new_records(tmp_path, so
         path = tmp_path / str(number) / LEDGER_FILE
         path.parent.mkdir()
         path.write_bytes(damaged)
-        with Ledger(path) as book:
-            ended_by = victims.START + 9 * DAY_S
-            for asset, frequency in book.pending_pairs(ended_by):
-                book.pending(asset, frequency, ended_by, 100)
-            list(book.scored(0))
-            book.prompts(0)
-            book.prune(ended_by)
-            for later in (100, 101):
-                book.keep(*victims.ledger_entry(later))
-                book.flush()
-            assert any(row["start_ts"] == victims.START + 60 * 101 for row in book.prompts(0))
+        assert_takes_records(path)
+        shutil.rmtree(path.parent)
+        count("A torn or rotten ledger stops nothing", cases=1)
+
+
+@pytest.mark.parametrize("struck", JOURNALS, ids=["file", "wal", "shm"])
+def test_a_ledger_torn_by_a_kill_never_raises_and_takes_new_records(
+    tmp_path, killed_ledger, struck, size
+):
+    """The journals that a kill leaves, torn or rotten, stop nothing either."""
+    dice, n = random.Random(9), size(20, 500)
+    sound = killed_ledger[struck]
+    for number, damaged in enumerate([*torn(sound, dice, n), *rotten(sound, dice, n)]):
+        path = tmp_path / str(number) / LEDGER_FILE
+        path.parent.mkdir()
+        for end, content in {**killed_ledger, struck: damaged}.items():
+            path.with_name(path.name + end).write_bytes(content)
+        assert_takes_records(path)
         shutil.rmtree(path.parent)
         count("A torn or rotten ledger stops nothing", cases=1)
 

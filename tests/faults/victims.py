@@ -5,19 +5,25 @@ kill costs milliseconds. Whatever a victim sends was acknowledged before.
 """
 
 import multiprocessing
+import os
 import random
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pytest
 
 from bar_store import BarStore
-from config import Frequency, Settings, protocol_profile
+from config import DAY_S, Frequency, Settings, protocol_profile
 from data_fetcher import ArchiveSource, LoadedHistory
 from domain import Bars, ForecastRequest, MarketHistory
 from forecast_engine import ForecastEngine
@@ -33,9 +39,18 @@ _PROCESSES: Final = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["tests.faults.victims", "lgbm_trainer"])
 
 
+@cache
+def _serve() -> None:
+    """Start the server where it finds the imports: of our path it knows nothing by itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
+
+
 @contextmanager
 def victim(work: Callable[..., None], *args: object) -> Iterator[tuple[Connection, Any]]:
     """A child that does `work(acknowledge, *args)`: what it sends, and its process."""
+    _serve()
     told, acknowledge = _PROCESSES.Pipe(duplex=False)
     process = _PROCESSES.Process(target=work, args=(acknowledge, *args), daemon=True)
     process.start()
@@ -49,13 +64,20 @@ def victim(work: Callable[..., None], *args: object) -> Iterator[tuple[Connectio
 
 
 def killed(work: Callable[..., None], *args: object, dice: random.Random, spread_s: float) -> int:
-    """Kill a victim at a random moment after its first word; its last word."""
-    with victim(work, *args) as (told, process):
-        last = int(told.recv())
-        time.sleep(dice.uniform(0, spread_s))
-        process.kill()
-        process.join()
-        return max(last, *_words(told), last)
+    """Kill a victim at work, at a random moment after its first word; its last word.
+
+    One that came to its end first was not killed: then the next one is, a little sooner.
+    """
+    while True:
+        with victim(work, *args) as (told, process):
+            last = int(told.recv())
+            time.sleep(dice.uniform(0, spread_s))
+            process.kill()
+            process.join()
+            if process.exitcode == -signal.SIGKILL:
+                return max(last, *_words(told), last)
+            assert process.exitcode == 0
+            spread_s *= 0.9
 
 
 def ended(work: Callable[..., None], *args: object) -> int:
@@ -65,6 +87,16 @@ def ended(work: Callable[..., None], *args: object) -> int:
         process.join()
         assert process.exitcode == 0
         return words[-1]
+
+
+def seconds_at_work(work: Callable[..., None], *args: object) -> float:
+    """Let a victim come to its end; how long that was after its first word."""
+    with victim(work, *args) as (told, process):
+        told.recv()
+        began = time.monotonic()
+        process.join()
+        assert process.exitcode == 0
+        return time.monotonic() - began
 
 
 def _words(told: Connection) -> Iterator[int]:
@@ -109,10 +141,11 @@ def append_bars(acknowledge: Connection, root: Path, first: int) -> None:
 
 @dataclass
 class GrowingArchive:
-    """An archive of which more becomes known."""
+    """An archive of which more becomes known, and of which a window may be all that is held."""
 
     history: MarketHistory
     moment: int
+    window_days: int | None = None
     name: str = "archive"
     live: bool = True
     unknown_assets: tuple[str, ...] = ()
@@ -126,8 +159,16 @@ class GrowingArchive:
         return LoadedHistory(history=self.recent(asset, frequency), set_aside=())
 
     def recent(self, asset: str, frequency: Frequency) -> MarketHistory:
-        """What is known by the moment."""
-        return self.history.known_at(self.moment)
+        """What is known by the moment; of a window, from a midnight on as live sources hold it."""
+        known = self.history.known_at(self.moment)
+        if self.window_days is None:
+            return known
+        first = (self.moment // DAY_S - self.window_days) * DAY_S
+        return replace(
+            known,
+            bars=known.bars.between(first, None),
+            price_bars=known.price_bars.between(first, None),
+        )
 
     def now(self) -> int:
         """The moment."""
@@ -135,19 +176,24 @@ class GrowingArchive:
 
 
 def growing_engine(
-    archive_dir: Path, settings: Settings, moment: int
+    archive_dir: Path, settings: Settings, moment: int, window_days: int | None = None
 ) -> tuple[GrowingArchive, ForecastEngine]:
     """An engine of BTC whose bars end at a moment."""
     history = ArchiveSource(archive_dir).load("BTC", Frequency.HF).history
-    source = GrowingArchive(history, moment)
+    source = GrowingArchive(history, moment, window_days)
     return source, ForecastEngine.open(source, settings)
 
 
 def checkpoint_states(
-    acknowledge: Connection, archive_dir: Path, settings: Settings, moment: int, end: int
+    acknowledge: Connection,
+    archive_dir: Path,
+    settings: Settings,
+    window_days: int,
+    moment: int,
+    end: int,
 ) -> None:
     """Take in bar by bar, with a checkpoint after each; says which moment is on the disk."""
-    source, engine = growing_engine(archive_dir, settings, moment)
+    source, engine = growing_engine(archive_dir, settings, moment, window_days)
     while True:
         engine.checkpoint()
         acknowledge.send(source.moment)
