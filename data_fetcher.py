@@ -151,7 +151,7 @@ class LiveSource:
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self.name = settings.source
         plans = feed_plans(settings.source, protocol_profile(settings.profile))
-        chosen = settings.served_assets or plans
+        chosen = plans if settings.served_assets is None else settings.served_assets
         self.plans = {asset: plan for asset, plan in plans.items() if asset in chosen}
         self._clock = clock
         self._days = settings.days

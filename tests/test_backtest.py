@@ -226,7 +226,7 @@ def test_a_run_compared_with_itself_changes_nothing(finished, monkeypatch, capsy
             ConfigError,
             "baseline garch_t has no law in closed form; ",
         ),
-        (("--jobs", "0"), ConfigError, "jobs=0 is out of range; "),
+        (("--jobs", "0"), ConfigError, "jobs=0 from --jobs is out of range; "),
     ],
 )
 def test_a_wrong_flag_is_one_sentence(arguments, monkeypatch, words, kind, sentence):

@@ -65,9 +65,9 @@ def test_flags_win_over_the_environment_and_that_over_the_file(monkeypatch):
 
 
 def test_a_bad_value_of_a_flag_is_refused_like_any_other():
-    with pytest.raises(ConfigError, match="setting 'seed': got 'abc'"):
+    with pytest.raises(ConfigError, match="seed='abc' from --seed does not fit"):
         settings_from(parse("--seed", "abc"))
-    with pytest.raises(ConfigError, match="setting 'source': got 'ftp'"):
+    with pytest.raises(ConfigError, match="source='ftp' from --source does not fit"):
         settings_from(parse("--source", "ftp"))
 
 

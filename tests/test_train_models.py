@@ -182,8 +182,11 @@ def main(monkeypatch, capsys):
             ("--source", "archive", "--archive-dir", "."),
             "archive folder . has no bars of a known asset",
         ),
-        (("--source", "simulated", "--days", "few"), "setting 'days': got 'few'"),
-        (("--source", "simulated", "--jobs", "0"), "jobs=0 is out of range"),
+        (
+            ("--source", "simulated", "--days", "few"),
+            "days='few' from --days does not fit; write a number",
+        ),
+        (("--source", "simulated", "--jobs", "0"), "jobs=0 from --jobs is out of range"),
     ],
 )
 def test_a_bad_flag_is_one_line_and_exit_code_1(main, flags, sentence):
