@@ -497,8 +497,9 @@ class ArchiveSource:
 def _find_series(folder: Path) -> dict[tuple[str, int], _Series]:
     """Every series below the folder, or below its `market_data/prices`."""
     if not folder.is_dir():
+        fault = "is not a folder" if folder.exists() else "does not exist"
         raise SourceUnavailable(
-            f"archive folder {folder} does not exist; name an existing one with --archive-dir."
+            f"archive folder {folder} {fault}; name an existing one with --archive-dir."
         )
     nested = folder / "market_data" / "prices"
     try:

@@ -53,7 +53,7 @@ from own_scores import ScoreKeeper
 from record_keeping import keeper
 from retraining import Pair, Retrainer, training_command
 from set_review import review_sets
-from state_store import StateStore, folder_mark
+from state_store import StateStore, folder_mark, require_folder, require_writable
 from status_page import RecentLog, RecentRequests, StatusPage
 from upkeep import Duty, Upkeep, attempt, each, every
 
@@ -331,6 +331,8 @@ def main() -> int:
     configure_logging(operator.log_level or settings.log_level)
     for remark in operator.remarks:
         log.warning("%s", remark)
+    require_writable(settings.state_dir, "--state-dir")
+    require_folder(settings.model_dir, "--model-dir")  # trained elsewhere, it may be read-only
     _on_stop_signals(lambda *_: sys.exit(0))  # nothing to save yet
     if args.reset_calibration:
         log.info("calibration reset", extra={"markets": reset_calibration(settings.state_dir)})

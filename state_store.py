@@ -41,6 +41,7 @@ ABANDONED_S: Final = 86_400  # longer than any write lasts, and than clocks are 
 _TEMPORARY: Final = re.compile(r"\..+\.[a-z0-9_]{8}~")  # as `tempfile` completes our names
 READ_ATTEMPTS: Final = 3
 _READ_PAUSE_S: Final = 0.05
+_MAY_GET_WELL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -112,7 +113,44 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def require_folder(folder: Path, flag: str) -> None:
+    """Refuse what is, or lies below, something else than a folder; `flag` is what names it.
+
+    Raises: StateError.
+    """
+    place = next(place for place in (folder, *folder.parents) if place.exists())
+    if not place.is_dir():
+        raise StateError(f"{place} is not a folder; name one with {flag}.")
+
+
+def require_writable(folder: Path, flag: str) -> None:
+    """Make a folder and see that files can be made in it; `flag` is what names it.
+
+    A disk that is full or broken is let pass: it may get well while its miner answers.
+    Raises: StateError.
+    """
+    require_folder(folder, flag)
+    try:
+        _make_folder(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if error.errno not in _MAY_GET_WELL:
+            raise StateError(
+                f"{folder} cannot be written ({error.strerror}); make it writable or name another "
+                f"folder with {flag}."
+            ) from error
+
+
+def _no_folder(error: OSError) -> str | None:
+    """Says so if an error means that something else has a folder's name."""
+    is_other = isinstance(error, FileExistsError | NotADirectoryError)
+    return f"{error.filename} is not a folder" if is_other else None
+
+
 def _not_writable(path: Path, error: OSError) -> StateError:
+    if (what := _no_folder(error)) is not None:
+        return StateError(f"{path} cannot be written: {what}; name another one.")
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     remedy = "free some disk space" if is_full else "make the folder writable or name another one"
     return StateError(f"{path} cannot be written ({error.strerror or error}); {remedy}.")
@@ -135,6 +173,8 @@ def locked(directory: Path, purpose: str, wait_s: float = 0) -> Iterator[None]:
             f"{directory} is in use by another process, so {purpose} cannot start; "
             "wait until that one is done, or name another folder."
         ) from None
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StateError(f"{_no_folder(error)}; name another one.") from error
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StateError(

@@ -212,6 +212,27 @@ def test_a_busy_port_is_one_line_and_exit_code_1():
     assert line.startswith(f"miner.py: cannot listen on 127.0.0.1 port {port}: Address already")
 
 
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--state-dir", "notes"), "notes is not a folder; name one with --state-dir."),
+        (("--state-dir", "notes/x"), "notes is not a folder; name one with --state-dir."),
+        (("--model-dir", "notes"), "notes is not a folder; name one with --model-dir."),
+        (("--state-dir", "/proc/x"), "/proc/x cannot be written (No such file or directory); make"),
+        (("--state-dir", "/proc"), "/proc cannot be written (No such file or directory); make it"),
+        (
+            ("--source", "archive", "--archive-dir", "notes"),
+            "archive folder notes is not a folder; name an existing one with --archive-dir.",
+        ),
+    ],
+)
+def test_a_folder_that_can_be_none_is_one_line_and_exit_code_1(flags, complaint):
+    """Not a miner that answers for ever and keeps nothing of it."""
+    Path("notes").write_text("no folder")
+    line = complaint_of("--port", "0", "--source", "simulated", *flags)
+    assert line.startswith(f"miner.py: {complaint}")
+
+
 def test_a_missing_archive_is_one_line_and_exit_code_1():
     line = complaint_of("--port", "0", "--source", "archive", "--archive-dir", "nowhere")
     assert line.startswith("miner.py: archive folder nowhere does not exist")
