@@ -54,7 +54,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     Source: temp file in the same folder, fsync, rename, as in untitaker/python-atomicwrites.
     """
     try:
-        _make_folder(path.parent)
+        make_folder(path.parent)
         _sweep(path.parent)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix="~")
         try:
@@ -96,11 +96,11 @@ def folder_mark(folder: Path) -> str | None:
     return blake2b(f"{found.st_dev}:{found.st_ino}".encode(), digest_size=6).hexdigest()
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Make a folder and its parents, open to their owner alone, each entry on the disk."""
     if folder.is_dir():
         return
-    _make_folder(folder.parent)
+    make_folder(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
     _sync_folder(folder.parent)
 
@@ -131,7 +131,7 @@ def require_writable(folder: Path, flag: str) -> None:
     """
     require_folder(folder, flag)
     try:
-        _make_folder(folder)
+        make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -166,7 +166,7 @@ def locked(directory: Path, purpose: str, wait_s: float = 0) -> Iterator[None]:
     """
     lock = FileLock(directory / ".lock", mode=0o600)
     try:
-        _make_folder(directory)
+        make_folder(directory)
         lock.acquire(timeout=wait_s)
     except Timeout:
         raise BusyError(
