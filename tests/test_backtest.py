@@ -89,6 +89,8 @@ def finished(arguments, make_work_dir, tmp_path_factory):
 
 def test_a_run_ends_with_tables_and_writes_what_was_asked_for(finished):
     done, folder, _ = finished
+    assert "too few prompts: under 30, or of under 5 days, they decide nothing;" in done.stdout
+    assert "n/a" in done.stdout  # no oracle was asked for
     for words in ("÷ reference", "÷ ewma_t", "80 % covers", "ewma_t", "volatility", "BTC hf"):
         assert words in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
