@@ -218,6 +218,12 @@ def test_a_table_fits_into_eighty_columns_of_a_pipe():
     assert "123456" in done.stdout
 
 
+def test_lines_of_a_table_in_a_pipe_end_with_their_text():
+    done = run("table('T', ['asset', 'why'], [['BTC', 'x'], ['HYPE', 'a longer one']])\nreturn 0")
+    assert done.stdout
+    assert [line for line in done.stdout.splitlines() if line != line.rstrip()] == []
+
+
 def test_square_brackets_in_a_cell_are_text(capsys):
     table("T", ["a"], [["[red]x[/red]"]])
     assert "[red]x[/red]" in capsys.readouterr().out
