@@ -300,11 +300,13 @@ def serving_line(
     old = len(set(trained) & set(due))
     where = f"serving {_named(served)} on {url} from {market}"
     if not trained:
-        return f"{where}; none of {len(held)} model sets is trained yet."
+        return f"{where}; none of {len(held)} model sets is trained yet, all are trained now."
     age_days = (now - min(trained.values())) / DAY_S
+    absent = len(held) - len(trained)
+    others = f"; the other {absent} {'is' if absent == 1 else 'are'} trained now" if absent else ""
     return (
-        f"{where}; {len(trained)} of {len(held)} model "
-        f"sets are trained, the oldest {age_days:.1f} days ago, {old or 'none'} of them due again."
+        f"{where}; {len(trained)} of {len(held)} model sets are trained, the oldest "
+        f"{age_days:.1f} days ago, {old or 'none'} of them due again{others}."
     )
 
 

@@ -39,7 +39,8 @@ def test_the_first_line_says_what_is_served_where_and_from_which_models():
     )
     assert line == (
         "serving BTC hf+lf, ETH lf on http://127.0.0.1:8091 from source archive; "
-        "2 of 3 model sets are trained, the oldest 1.0 days ago, 1 of them due again."
+        "2 of 3 model sets are trained, the oldest 1.0 days ago, 1 of them due again; the "
+        "other 1 is trained now."
     )
 
 
@@ -47,7 +48,9 @@ def test_a_simulated_market_is_called_so():
     line = miner.serving_line(
         "http://[::1]:1", "simulated", ["BTC"], trained={}, due=[("BTC", Frequency.HF)], now=60
     )
-    assert "from a SIMULATED market; none of 1 model sets is trained yet." in line
+    assert (
+        "from a SIMULATED market; none of 1 model sets is trained yet, all are trained now." in line
+    )
 
 
 def test_a_live_miner_says_at_once_what_it_serves():
