@@ -351,7 +351,7 @@ def test_an_unreachable_feed_stops_the_training_with_its_sentence(unreachable, m
     code, stdout, (line,) = main("--asset", "BTC", "--days", "3")
     assert (code, stdout) == (1, "")
     assert line.startswith(f"train_models.py: binance at {NOWHERE} cannot be reached")
-    assert line.endswith("check the network, or set binance_url.")
+    assert line.endswith("check the network first, else name another host with BINANCE_API_HOST.")
     assert not Path("models").exists()
 
 
