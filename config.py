@@ -857,6 +857,9 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, _Given]:
     return read
 
 
-def _list(text: str) -> list[str]:
-    """Names set off by commas: a list has no other form in the environment."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _list(text: str) -> list[str] | None:
+    """Names set off by commas, as a list is written in the environment; None if it is empty.
+
+    Files of variables keep the names of those that they leave alone.
+    """
+    return [name.strip() for name in text.split(",") if name.strip()] if text else None

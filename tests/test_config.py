@@ -117,7 +117,11 @@ def test_a_bad_setting_is_refused_in_one_sentence(text, sentence):
         ),
         ("LGBM_MINER_DAYS", "0", r"^days=0.0 from LGBM_MINER_DAYS is out of range"),
         ("BINANCE_API_HOST", "a/?b", r"^binance_url='https://a/\?b' from BINANCE_API_HOST is not "),
-        ("LGBM_MINER_SERVED_ASSETS", "", r"^served_assets from LGBM_MINER_SERVED_ASSETS names no "),
+        (
+            "LGBM_MINER_SERVED_ASSETS",
+            ",",
+            r"^served_assets from LGBM_MINER_SERVED_ASSETS names no ",
+        ),
     ],
 )
 def test_a_bad_variable_is_refused_by_its_name(variable, text, sentence):
@@ -173,6 +177,7 @@ def test_served_assets_are_a_list_in_the_file_and_set_off_by_commas_in_the_envir
     assert load_settings(toml("served_assets = ['BTC', 'XAU']"), {}).served_assets == wanted
     environment = {"LGBM_MINER_SERVED_ASSETS": "BTC, XAU"}
     assert load_settings(environment=environment).served_assets == wanted
+    assert load_settings(environment={"LGBM_MINER_SERVED_ASSETS": ""}).served_assets is None
 
 
 @pytest.mark.parametrize("host", ["data-api.binance.vision", "https://data-api.binance.vision"])
