@@ -58,7 +58,7 @@ from domain import IntArray
 from errors import ConfigError, DataError, MinerError, StateError
 from garch_baseline import Garch, require_arch
 from lgbm_trainer import progress_steps
-from state_store import locked, write_atomically
+from state_store import locked, require_writable, write_atomically
 from task_pool import Job, TaskPool, open_pool, tell, work_off
 from walk_forward import (
     BASELINES,
@@ -198,9 +198,11 @@ def main() -> int:
         return _compare(args.champion, args.challenger)
     configure_logging("warning")
     run = _Run.of(args)
-    with locked(args.work_dir, "the back-test"), _remembered(args.work_dir, run.settings):
-        plans = run.plan()
-        run.work_off(plans)
+    _require_outputs(args)
+    with locked(args.work_dir, "the back-test"):
+        with _remembered(args.work_dir, run.settings):
+            plans = run.plan()
+            run.work_off(plans)
         document = run.document(plans)
         print_figures(document)
         if document["markets"]:
@@ -484,6 +486,19 @@ def _shown_settings(args: Namespace, settings: Any, baselines: tuple[str, ...]) 
 
 
 # ---------------------------------------------------------------- what is written
+
+
+def _require_outputs(args: Namespace) -> None:
+    """See before the work that its results can be written. Raises: StateError."""
+    for flag, folder in (
+        ("--export-predictions", args.export_predictions),
+        ("--report", args.report),
+        ("--json", args.json and args.json.parent),
+    ):
+        if folder is not None:
+            require_writable(folder, flag)
+    if args.json is not None and args.json.is_dir():
+        raise StateError(f"{args.json} is a folder; name a file with --json.")
 
 
 def _write(args: Namespace, run: _Run, document: dict[str, Any]) -> None:

@@ -10,8 +10,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from comparison import PairedComparison, PairedScores, compare_markets, newey_west_error
-from config import FREQUENCIES, Frequency
+from comparison import (
+    PairedComparison,
+    PairedScores,
+    compare_markets,
+    compare_scores,
+    newey_west_error,
+)
+from config import DAY_S, FREQUENCIES, Frequency
 from domain import FloatArray
 from errors import ConfigError, DataError
 from pit import coverage
@@ -21,6 +27,8 @@ ENGINE: Final = "engine"
 YARDSTICK: Final = "ewma_t"  # what everything is measured against
 BOUND: Final = "oracle"
 NOMINAL: Final = 0.8  # the coverage that tables show
+MIN_PROMPTS: Final = 30  # fewer, or of fewer days, decide nothing
+MIN_DAYS: Final = 5
 VOLATILITY: Final = "volatility_"  # how the names of its parts of a score begin
 
 PARTS: Final = ("total", "intervals", "volatility")
@@ -84,7 +92,7 @@ class PartFigures:
 
     score: float | None  # mean; None over several markets
     ratios: Mapping[str, PairedComparison]  # by baseline
-    gap_closed: float | None  # share of the way from `ewma_t` to `oracle`
+    gap_closed: float | None  # share of the way from `ewma_t` to `oracle`, if there is one
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -108,9 +116,15 @@ class Figures:
 
     name: str
     prompts: int
+    days: int  # on which prompts start, UTC
     parts: Mapping[str, PartFigures]  # "total"; with a volatility term, also what it is made of
     coverage: Mapping[int, Mapping[float, float]]  # by lead in seconds, by nominal share
     coverage_error: Mapping[int, float]  # standard error of the 80 % one, by lead
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether there are prompts enough, of days enough, to judge by."""
+        return self.prompts >= MIN_PROMPTS and self.days >= MIN_DAYS
 
     @property
     def verdict(self) -> str:
@@ -118,6 +132,8 @@ class Figures:
         ratios = self.parts["total"].ratios
         if YARDSTICK not in ratios:
             return "nothing to beat"
+        if not self.is_enough:
+            return "too few prompts"
         words = {
             "better": f"beats {YARDSTICK}",
             "worse": f"loses to {YARDSTICK}",
@@ -150,6 +166,7 @@ def summarise(markets: Sequence[Market]) -> Figures:
     return Figures(
         name=market_name(markets[0]) if single else f"{markets[0]['frequency']} average",
         prompts=sum(len(market["prompts"]) for market in markets),
+        days=len(np.unique(np.concatenate([start_times(m) for m in markets]) // DAY_S)),
         parts={part: _part_figures(markets, part) for part in parts},
         coverage={lead: _mean_coverage(markets, lead) for lead in leads},
         coverage_error={lead: _coverage_error(markets, lead) for lead in leads},
@@ -204,13 +221,18 @@ def forecasters_of(market: Market) -> tuple[str, ...]:
 
 
 def gap_closed(market: Market, part: str = "total") -> float | None:
-    """Share of the way from `ewma_t` to `oracle`; None without both, or without a way."""
+    """Share of the way from `ewma_t` to `oracle`.
+
+    None without both, or without a way: if the oracle is not clearly the better one.
+    """
     if not {YARDSTICK, BOUND} <= set(forecasters_of(market)):
         return None
-    yardstick, bound, ours = (
-        float(scores_of(market, name, part).mean()) for name in (YARDSTICK, BOUND, ENGINE)
-    )
-    return (yardstick - ours) / (yardstick - bound) if yardstick > bound else None
+    yardstick, bound, ours = (scores_of(market, name, part) for name in (YARDSTICK, BOUND, ENGINE))
+    horizon_s, times = _horizon_s([market]), start_times(market)
+    way = compare_scores(bound, yardstick, times, horizon_s=horizon_s)
+    if way.verdict != "better":
+        return None
+    return float((yardstick.mean() - ours.mean()) / (yardstick.mean() - bound.mean()))
 
 
 def _has_volatility(markets: Sequence[Market]) -> bool:

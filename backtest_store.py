@@ -20,7 +20,7 @@ import orjson
 from config import Frequency
 from domain import FloatArray, ForecastRequest
 from errors import DataError, StateError
-from state_store import write_atomically
+from state_store import make_folder, write_atomically
 from wire_format import format_iso
 
 MINER_NAME: Final = "lgbm-miner"  # as the official back-tester will call it
@@ -64,8 +64,8 @@ def append_score(file: Path, entry: Mapping[str, Any]) -> None:
     spoils nothing. Raises: StateError.
     """
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        make_folder(file.parent)
+        handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             os.write(handle, b"\n" + orjson.dumps(entry) + b"\n")
         finally:

@@ -5,7 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from backtest_results import BOUND, NOMINAL, YARDSTICK, Contest, Figures, PartFigures, summarise
+from backtest_results import (
+    BOUND,
+    MIN_DAYS,
+    MIN_PROMPTS,
+    NOMINAL,
+    YARDSTICK,
+    Contest,
+    Figures,
+    PartFigures,
+    summarise,
+)
 from comparison import PairedComparison
 from config import Frequency
 from console import note, table
@@ -45,6 +55,11 @@ def print_figures(document: Mapping[str, Any]) -> None:
         f"{100 * NOMINAL:g} % covers: how\noften, in %, the outcome fell into that interval, by "
         "lead. ±: one standard error, over days."
     )
+    if not all(found.is_enough for found in figures):
+        print(
+            f"too few prompts: under {MIN_PROMPTS}, or of under {MIN_DAYS} days, they decide "
+            "nothing; ask for more (--prompts)."
+        )
 
 
 def _print_volatility(figures: Sequence[Figures]) -> None:
@@ -96,8 +111,8 @@ def _ratio(found: PairedComparison | None) -> str | None:
     return f"{found.ratio:.4f}±{error}"
 
 
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{100 * share:.0f} %"
+def _percent(share: float | None) -> str:
+    return "n/a" if share is None else f"{100 * share:.0f} %"
 
 
 def print_contest(contest: Contest) -> None:

@@ -13,7 +13,6 @@ feed has none: before its first bar and in holes of days. Only while a scored fe
 fails of which no bar is stored do others of its price stand in, minute by minute.
 """
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -46,13 +45,12 @@ from errors import (
     SourceUnavailable,
     StateError,
 )
+from feed_faults import FaultLog
 from feed_seams import HOLE_S
 from feeds import Feed
 from level_changes import shares_level, sift_levels
 from quarantine import Quarantine
 from spans import Span, clip_spans, merge_spans, subtract_spans
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -67,6 +65,7 @@ CHUNK_S: Final = 5 * DAY_S  # of one call of a back-fill; all that an interrupt 
 OVERLAP_S: Final = 3600  # of two feeds at a seam, so that their levels can be compared
 FAULTS_OF_A_VENUE: Final = 2  # in a row
 STAND_IN_DAYS: Final = 15  # of other feeds' bars where nothing of a failing scored one is stored
+_FAILING: Final = "feed failing"  # in the log
 _EDGE_BARS: Final = 5  # a venue drops its oldest bars while it is being asked
 
 Progress = Callable[[int, int, str], None]  # days done, days in all, what is fetched
@@ -125,6 +124,7 @@ class Collector:
         clock: Clock,
         *,
         days: float,
+        faults: FaultLog | None = None,
     ) -> None:
         self._plans = plans
         self._feeds = feeds
@@ -133,9 +133,8 @@ class Collector:
         self._clock = clock
         self._days = days
         self._read_at: dict[Series, int] = {}
-        self._failing: dict[str, str] = {}
         self._doubts: dict[str, str] = {}
-        self._lock = Lock()
+        self._faults = faults or FaultLog()
 
     # -- every minute
 
@@ -162,7 +161,8 @@ class Collector:
             if feed.same_price and feed.venue not in down
         ]
         done.add(self._by_venue(stand_ins, bring_up))
-        self._report_failures(done, {entry.feed.name for entry in (*series, *stand_ins)})
+        asked = {entry.feed.name for entry in (*series, *stand_ins)}
+        self._faults.report(_FAILING, done.failures, asked)
         self._doubts = done.doubts
         return done
 
@@ -219,7 +219,7 @@ class Collector:
             tried |= set(chunks)
             bar = _Bar(progress, sum(_days(span) for _, span in chunks))
             total.add(self._fetch_all(chunks, now, bar, halt))
-        self._report_failures(total, set(total.failures))
+        self._faults.report(_FAILING, total.failures, total.failures)
         return total
 
     def _chunks(
@@ -445,21 +445,9 @@ class Collector:
                 raise
         return total
 
-    def _report_failures(self, done: Collected, asked: set[str]) -> None:
-        """Log what began to fail and what works again, not every minute of it."""
-        with self._lock:
-            for name, sentence in done.failures.items():
-                if name not in self._failing:
-                    log.warning("feed failing", extra={"feed": name, "reason": sentence})
-            for name in (self._failing.keys() & asked) - done.failures.keys():
-                log.info("feed works again", extra={"feed": name})
-                del self._failing[name]
-            self._failing |= done.failures
-
     def failing(self) -> dict[str, str]:
         """Feeds whose last call failed, each with its sentence."""
-        with self._lock:
-            return dict(self._failing)
+        return self._faults.failing(_FAILING)
 
     def doubts(self) -> tuple[str, ...]:
         """Feeds whose newest bars are not believed yet, one sentence each."""
@@ -485,7 +473,8 @@ def visit_venue(
 ) -> dict[str, str]:
     """Call for every entry in turn; returns the feeds that failed, each with its sentence.
 
-    An unreachable venue ends the round; any other failure is its entry's own.
+    An unreachable venue ends the round, and its sentence is that of all who have no
+    other; any other failure is its entry's own.
     """
     failures: dict[str, str] = {}
     venue = VenueRound()
@@ -495,7 +484,7 @@ def visit_venue(
         except MinerError as error:
             failures[name_of(entry)] = str(error)
             if venue.is_down_after(error):
-                return failures | {name_of(other): str(error) for other in entries}
+                return {name_of(other): str(error) for other in entries} | failures
         else:
             venue.worked()
     return failures

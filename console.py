@@ -212,7 +212,12 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) ->
         )
     for row in texts:
         grid.add_row(*row)
-    _OUT.print(grid)
+    if _OUT.is_terminal:
+        _OUT.print(grid)
+        return
+    with _OUT.capture() as drawn:
+        _OUT.print(grid)
+    print("\n".join(line.rstrip() for line in drawn.get().splitlines()))  # padded to one width
 
 
 def _cell_text(cell: Cell) -> Text:

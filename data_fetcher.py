@@ -151,7 +151,7 @@ class LiveSource:
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self.name = settings.source
         plans = feed_plans(settings.source, protocol_profile(settings.profile))
-        chosen = settings.served_assets or plans
+        chosen = plans if settings.served_assets is None else settings.served_assets
         self.plans = {asset: plan for asset, plan in plans.items() if asset in chosen}
         self._clock = clock
         self._days = settings.days
@@ -485,11 +485,17 @@ class ArchiveSource:
 
     @cached_property
     def _now(self) -> int:
-        ends = [end for entry in self._series.values() if (end := _last_end(entry)) is not None]
+        ends: list[int] = []
+        faults: list[str] = []
+        for series in self._series.values():
+            try:
+                ends.append(_last_end(series))
+            except DataError as error:
+                faults.append(str(error))
         if not ends:
+            others = f" (and {len(faults) - 1} more like it)" if len(faults) > 1 else ""
             raise DataError(
-                f"archive folder {self._folder} has no usable bar in any file; "
-                "load one asset to see what is wrong with it."
+                f"archive folder {self._folder} has no usable bar in any file{others}: {faults[0]}"
             )
         return max(ends)
 
@@ -497,8 +503,9 @@ class ArchiveSource:
 def _find_series(folder: Path) -> dict[tuple[str, int], _Series]:
     """Every series below the folder, or below its `market_data/prices`."""
     if not folder.is_dir():
+        fault = "is not a folder" if folder.exists() else "does not exist"
         raise SourceUnavailable(
-            f"archive folder {folder} does not exist; name an existing one with --archive-dir."
+            f"archive folder {folder} {fault}; name an existing one with --archive-dir."
         )
     nested = folder / "market_data" / "prices"
     try:
@@ -529,14 +536,18 @@ def _partitioned_series(path: Path) -> _Series | None:
     return _Series(asset=path.name, bar_s=MINUTE_S, paths=tuple(days), partitioned=True)
 
 
-def _last_end(series: _Series) -> int | None:
-    """When the last usable bar of the series closed; None if there is none."""
+def _last_end(series: _Series) -> int:
+    """When the last usable bar of the series closed.
+
+    Raises: DataError, the newest file's, if none has one.
+    """
+    newest: DataError | None = None
     for path in reversed(series.paths):
         try:
             return _clean(_read_table(path, ("close",)), series)[0].end_ts
-        except DataError:
-            continue  # loading the asset says what is wrong with it
-    return None
+        except DataError as error:
+            newest = newest or error
+    raise newest or AssertionError("a series has files")
 
 
 def _read_series(series: _Series) -> tuple[Bars, tuple[SetAsideBar, ...]]:
@@ -610,7 +621,7 @@ def _first_line(error: Exception) -> str:
 def _check_columns(path: Path, schema: pa.Schema) -> str:
     """The name of the time column. Raises: DataError naming what was found and what is needed."""
     found = ", ".join(f"{column.name} ({column.type})" for column in schema)
-    time_column = "ts" if "ts" in schema.names else "timestamp"
+    time_column = next((name for name in ("ts", "timestamp") if name in schema.names), "ts")
     lacking = [name for name in (time_column, "close") if name not in schema.names]
     doubled = [name for name, count in Counter(schema.names).items() if count > 1]
     unfit = [] if lacking or doubled else _unfit_columns(schema, time_column)

@@ -1,6 +1,6 @@
 """The whole miner in about two minutes, on a simulated market.
 
-    make demo
+    python demo.py     # or: make demo, which makes the environment first
 
 Runs the scripts that an operator runs, in folders of its own (`build/demo`):
 train, sanity-check with fan charts, replay and score. Each command is shown
@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final
 
-from console import run_script
+from console import run_script, script_parser
 from errors import MinerError
 
 HERE: Final = Path(__file__).resolve().parent
@@ -54,6 +54,11 @@ STEPS: Final = (
 
 def main() -> int:
     """Run every step; stops at the first that fails."""
+    script_parser(
+        "Show the whole miner on a simulated market in about two minutes; all that it makes is in "
+        f"{FOLDER}.",
+        examples=["python demo.py"],
+    ).parse_args()
     began = perf_counter()
     print("SIMULATED MARKET: these prices are made up. No network, no account, nothing at stake.")
     for number, step in enumerate(STEPS, start=1):

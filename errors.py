@@ -2,6 +2,7 @@
 
     MinerError                    one sentence: what, got, limit, remedy
     ├── ConfigError               settings, environment, flags
+    │   └── BadSetting            one value; knows which
     ├── DataError                 bars that cannot be used
     │   ├── SourceUnavailable     a feed or folder cannot be reached
     │   │   ├── FeedUnreachable   no connection, or it broke off
@@ -39,6 +40,23 @@ class MinerError(Exception):
 
 class ConfigError(MinerError):
     """A setting, environment variable or flag has an unusable value."""
+
+
+class BadSetting(ConfigError):
+    """One setting's value cannot be used, e.g. "seed=-1" "is out of range; use 0 to 9."."""
+
+    def __init__(self, setting: str, subject: str, complaint: str) -> None:
+        super().__init__(setting, subject, complaint)
+        self.setting = setting
+        self._subject = subject
+        self._complaint = complaint
+
+    def __str__(self) -> str:
+        return f"{self._subject} {self._complaint}"
+
+    def from_place(self, place: str) -> ConfigError:
+        """The same, told with where the value came from."""
+        return ConfigError(f"{self._subject} from {place} {self._complaint}")
 
 
 class DataError(MinerError):

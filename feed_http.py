@@ -329,16 +329,28 @@ class HostClient:
         except (requests.Timeout, ReadTimeoutError) as error:
             raise self._timeout(started) from error
         except (requests.RequestException, HTTPError, http.client.HTTPException, OSError) as error:
-            raise FeedUnreachable(
-                f"{self.place} cannot be reached ({_cause(error)}); check the network, or set "
-                f"{self._host.value}_url."
-            ) from error
+            raise self._unreachable(error) from error
         date, age_s = _date(response), _age(response)
         self._require_success(response.status_code, body, response.headers.get("Retry-After"), date)
         if date is not None and not age_s:  # else it is a cache's, of some time ago
             # The header counts whole seconds that have passed: the middle is the best guess.
             self._offsets.append((time.monotonic(), date + 0.5 - came))
         return HttpAnswer(value=self._json(body), date=date, age_s=age_s)
+
+    def _unreachable(self, error: BaseException) -> FeedUnreachable:
+        cause = _first_cause(error)
+        fault, remedy = f"cannot be reached ({_cause(error)})", "check the network"
+        if isinstance(cause, socket.gaierror):
+            fault, remedy = "has a name that cannot be resolved", "check the network and its DNS"
+        return FeedUnreachable(
+            f"{self.place} {fault}; {remedy} first, else name another host with {self._setting}."
+        )
+
+    @property
+    def _setting(self) -> str:
+        """What names another address."""
+        is_binance = self._host is FeedHost.BINANCE
+        return BINANCE_HOST_VARIABLE if is_binance else f"{self._host.value}_url"
 
     def _timeout(self, started: float) -> FeedTimeout:
         return FeedTimeout(
@@ -440,9 +452,7 @@ class HostClient:
 
 def _report(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    log.warning(
-        "%s (attempt %d; again in %.1f s)", error, state.attempt_number, state.upcoming_sleep
-    )
+    log.debug("%s (attempt %d; again in %.1f s)", error, state.attempt_number, state.upcoming_sleep)
 
 
 def _date(response: requests.Response) -> float | None:
@@ -479,8 +489,15 @@ def _excerpt(body: bytes) -> str:
     return "".join(letter for letter in text if letter.isprintable())[:120] or "nothing"
 
 
-def _cause(error: BaseException) -> str:
-    """The first of a chain of errors, short."""
+def _first_cause(error: BaseException) -> BaseException:
+    """The first of a chain of errors."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    return _excerpt(f"{type(error).__name__}: {error}".encode()).rstrip(".")
+    return error
+
+
+def _cause(error: BaseException) -> str:
+    """The first of a chain of errors, short."""
+    first = _first_cause(error)
+    said = getattr(first, "strerror", None) or f"{type(first).__name__}: {first}"
+    return _excerpt(said.encode()).rstrip(".")

@@ -37,7 +37,7 @@ from config import (
     Venue,
 )
 from domain import Candles, FloatArray, IntArray, PriceQuote
-from errors import BadAnswer, FeedRefused, SourceUnavailable
+from errors import BadAnswer, FeedRefused, MinerError, SourceUnavailable
 from feed_http import HostClient, Sleep
 
 log = logging.getLogger(__name__)
@@ -527,14 +527,12 @@ class PythFeed(_VenueFeed):
         try:
             return self._page_of(first, span)
         except (SourceUnavailable, BadAnswer) as error:
-            log.warning("%s Asking %s.", error, second.place)
             failure = error
         try:
             page = self._page_of(second, span)
         except (SourceUnavailable, BadAnswer) as error:
-            raise SourceUnavailable(
-                f"neither host of Pyth's history gives {span.symbol}: {failure} And: {error}"
-            ) from error
+            raise _of_both(failure, error) from error
+        log.warning("%s Asking %s from now on.", failure, second.place)
         self._history = (second, first)
         return page
 
@@ -564,6 +562,15 @@ class PythFeed(_VenueFeed):
             columns={name: _numbers(found[key]) for name, key in keys.items()},
             date=answer.date,
         )
+
+
+def _of_both(first: MinerError, second: MinerError) -> SourceUnavailable:
+    """The failure of both hosts; it is about the symbol alone if both refuse that."""
+    refusals = [kind for kind in (type(first), type(second)) if kind is FeedRefused]
+    kind = FeedRefused if len(refusals) == 2 else SourceUnavailable
+    return kind(
+        f"neither host of Pyth's history gives candles: {str(first).rstrip('.')}; and {second}"
+    )
 
 
 def _has_equal_lists(found: dict[str, Any]) -> bool:

@@ -29,6 +29,8 @@ from config import (
     Frequency,
     Settings,
     asset_spec,
+    protocol_profile,
+    scoring_competition,
 )
 from data_fetcher import BarSource, GrowingSource
 from domain import (
@@ -536,15 +538,21 @@ class ForecastEngine:
             market = self._market(request.asset, frequency)
             if market is not None:
                 return market
-        is_growing = isinstance(self._source, GrowingSource)
-        if is_growing and request.asset in self._source.frequencies():
-            raise NoPriceError(
-                f"no price of {request.asset} is known yet; wait until bars of it are collected."
+        raise self._unserved(request.asset)
+
+    def _unserved(self, asset: str) -> MinerError:
+        """Why there is no market of a known asset."""
+        served = ", ".join(self._source.frequencies())
+        if not isinstance(self._source, GrowingSource):
+            return UnknownAsset(f"asset {asset} has no bars here; this miner serves {served}.")
+        if asset in self._source.frequencies():
+            return NoPriceError(
+                f"no price of {asset} is known yet; wait until bars of it are collected."
             )
-        raise UnknownAsset(
-            f"asset {request.asset} has no bars here; this miner serves "
-            f"{', '.join(self.assets()) or 'nothing'}."
-        )
+        profile = protocol_profile(self._settings.profile)
+        is_asked = any(scoring_competition(profile, asset, entry) for entry in Frequency)
+        fault = "this miner does not serve" if is_asked else f"profile {profile.name} does not ask"
+        return UnknownAsset(f"{fault} {asset}; served are {served}.")
 
     def _refuse_without_price(
         self, request: ForecastRequest, market: _Market, origin: int | None

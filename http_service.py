@@ -89,7 +89,7 @@ def build_app(
 class PredictBody(BaseModel):
     """The body of `POST /predict`, by type and size; its times are read later."""
 
-    model_config = ConfigDict(strict=True, frozen=True)
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     asset: Annotated[str, Field(max_length=32)]
     prompt_start_time: str | None = None
@@ -109,6 +109,9 @@ def read_body(raw: bytes) -> PredictBody:
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
         raise RequestError(f"field {name!r} is missing from the body.")
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(PredictBody.model_fields)
+        raise RequestError(f"field {_clipped(name)} of the body is unknown; known are {known}.")
     complaint = first["msg"][:1].lower() + first["msg"][1:]
     if not name:
         raise RequestError(f"the body is not a JSON object with an asset and so on: {complaint}.")
@@ -131,6 +134,11 @@ def read_request(
 
     Raises: RequestError, or TooLate for a start that has passed.
     """
+    if body.horizon_seconds % body.interval_seconds:
+        raise RequestError(
+            f"interval_seconds {body.interval_seconds} does not divide horizon_seconds "
+            f"{body.horizon_seconds}; use e.g. 300 and 86400."
+        )
     start = None if body.prompt_start_time is None else parse_iso_minute(body.prompt_start_time)
     origin = None if body.origin is None else parse_iso_minute(body.origin)
     budget_s = None

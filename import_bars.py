@@ -9,7 +9,7 @@ of another; a second import adds what is new and corrects what changed.
 """
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,8 +17,16 @@ from pathlib import Path
 
 from bar_cleaning import SetAsideBar, summarise_set_aside
 from bar_store import BarStore
-from config import Settings, known_feed
-from console import Cell, add_asset_argument, run_script, script_parser, settings_from, table
+from config import FeedSymbol, Settings, Venue, feed_plans, known_feed, protocol_profile
+from console import (
+    Cell,
+    add_asset_argument,
+    note,
+    run_script,
+    script_parser,
+    settings_from,
+    table,
+)
 from data_fetcher import ArchiveSource
 from domain import Bars
 from errors import ConfigError, MinerError
@@ -40,21 +48,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = settings_from(args)
     source = ArchiveSource(_archive_dir(settings))
     store = BarStore(settings.state_dir)
-    wanted = args.assets or list(source.frequencies())
+    feeds = _feeds(args.feed, args.assets or list(source.frequencies()))
+    wanted = args.assets or list(feeds)
     failures = [
         f"{settings.archive_dir} has no bars of {asset}; it has {', '.join(source.frequencies())}."
         for asset in wanted
         if asset not in source.frequencies()
     ]
+    failures += [
+        f"no feed of {asset} is read from {args.feed}; name another with --feed."
+        for asset in wanted
+        if asset not in feeds
+    ]
     done: list[_Imported] = []
     for asset, bar_s in source.series():
-        if asset in wanted:
+        if asset in wanted and asset in feeds:
             try:
-                done.append(_import(source, store, args, asset, bar_s))
+                done.append(_import(source, store, feeds[asset], asset, bar_s))
             except MinerError as error:
                 failures.append(str(error))
+    if not feeds and not failures:
+        failures.append(f"nothing in {settings.archive_dir} is read from {args.feed}.")
     _report(done, source.unknown_assets)
-    for sentence in dict.fromkeys(failures):  # one bad feed name fails every asset alike
+    if not args.assets:
+        _name_the_others(args.feed, [name for name in source.frequencies() if name not in feeds])
+    _tell_symbols(done, settings)
+    for sentence in failures:
         print(f"{Path(__file__).name}: {sentence}", file=sys.stderr)
     return 1 if failures else 0
 
@@ -67,8 +86,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--feed",
         required=True,
-        metavar="NAME",
-        help="the feed that the bars come from, e.g. binance; letters, digits, '.', '_' and '-'",
+        choices=[venue.value for venue in Venue],
+        help="the feed that the bars come from",
     )
     add_asset_argument(parser, default="every asset in the folder")
     parser.add_argument(
@@ -96,16 +115,39 @@ def _archive_dir(settings: Settings) -> Path:
     return settings.archive_dir
 
 
+def _feeds(venue: str, assets: Sequence[str]) -> dict[str, FeedSymbol]:
+    """What is read of the assets from a venue, by asset."""
+    found = ((asset, known_feed(venue, asset)) for asset in assets)
+    return {asset: feed for asset, feed in found if feed is not None}
+
+
 def _import(
-    source: ArchiveSource, store: BarStore, args: Namespace, asset: str, bar_s: int
+    source: ArchiveSource, store: BarStore, feed: FeedSymbol, asset: str, bar_s: int
 ) -> _Imported:
     """Store one series under the feed's name. Raises: DataError, StateError, BusyError."""
     bars, set_aside = source.load_bars(asset, bar_s)
-    known = known_feed(args.feed, asset)
-    label = known.name if known else f"{args.feed}:{asset}_{bar_s // 60}m"
-    labelled = replace(bars, feed=label)
-    new = store.append(args.feed, asset, labelled).new
+    labelled = replace(bars, feed=feed.name)
+    new = store.append(feed.venue.value, asset, labelled).new
     return _Imported(asset=asset, bars=labelled, new=new, set_aside=set_aside)
+
+
+def _name_the_others(venue: str, assets: Sequence[str]) -> None:
+    if assets:
+        print(f"not imported, because no feed of them is read from {venue}: {', '.join(assets)}")
+
+
+def _tell_symbols(done: Sequence[_Imported], settings: Settings) -> None:
+    """Print which symbol the bars of each asset are stored as; warn where another is scored."""
+    plans = feed_plans("venue", protocol_profile(settings.profile))
+    for asset, feed in {entry.asset: entry.bars.feed for entry in done}.items():
+        stored = f"{asset} is stored as {feed}"
+        scored = plans[asset].scored.name if asset in plans else None
+        if feed == scored:
+            print(f"{stored}, the feed that is scored.")
+        elif scored is None:
+            note(f"{stored}, but profile {settings.profile} does not ask {asset}.")
+        else:
+            note(f"{stored}, but {scored} is scored: its past alone can be extended by them.")
 
 
 def _report(done: Sequence[_Imported], unknown_assets: Sequence[str]) -> None:

@@ -375,8 +375,9 @@ def train(
     """
     begun = perf_counter()
     with threadpool_limits(1):
+        is_cut = history.bars.open_ts[0] < history.bars.end_ts - int(days * DAY_S)
         history, grid, warm_up = _recent(history, days)
-        _require_enough(history, grid)
+        _require_enough(history, grid, is_cut=is_cut)
         try:
             bars = _Bars(history=history, grid=grid, warm_up=warm_up, priors=tuple(priors))
             judged = _judge_all(bars, seed, progress)
@@ -429,15 +430,18 @@ def _days(history: MarketHistory) -> float:
     return float(history.bars.end_ts - history.bars.open_ts[0]) / DAY_S
 
 
-def _require_enough(history: MarketHistory, grid: ReturnGrid) -> None:
+def _require_enough(history: MarketHistory, grid: ReturnGrid, *, is_cut: bool) -> None:
+    """Refuse too short a time, or one with too few bars; `is_cut`: there is more of both."""
     spec = FREQUENCIES[history.frequency]
     length, known = fewest_bars(spec)
-    if len(grid) < length or grid.known < known:
-        raise InsufficientHistory(
-            f"{_name(history)}: {_extent(history, grid)} are too few; training needs "
-            f"{known} over at least {spec.minimum_days:g} days: collect or "
-            "import more."
-        )
+    if len(grid) < length:
+        fault = f"are too short a time; training needs {spec.minimum_days:g} days"
+    elif grid.known < known:
+        fault = f"are too few bars; training needs {known}"
+    else:
+        return
+    remedy = "there are earlier ones, so raise --days" if is_cut else "collect or import more"
+    raise InsufficientHistory(f"{_name(history)}: {_extent(history, grid)} {fault}: {remedy}.")
 
 
 def _name(history: MarketHistory) -> str:

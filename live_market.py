@@ -22,6 +22,7 @@ from collector import Collected, Collector, Progress
 from config import FeedPlan, Settings, Venue
 from data_fetcher import LiveSource
 from errors import SourceUnavailable
+from feed_faults import FaultLog
 from feeds import Feed, open_feeds
 from price_board import PriceBoard, PricePoller
 from quarantine import Quarantine
@@ -50,12 +51,14 @@ class LiveMarket:
         plans = {asset: source.plans[asset] for asset in assets or source.plans}
         clock, stop = open_clock(settings), Event()
         feeds = open_feeds(settings, clock, sleep=stop.wait)
-        prices = PriceBoard(plans)
+        prices, faults = PriceBoard(plans), FaultLog()
         store, quarantine = BarStore(settings.state_dir), Quarantine(settings.state_dir)
         return cls(
             prices=prices,
-            collector=Collector(plans, feeds, store, quarantine, clock, days=settings.days),
-            poller=PricePoller(plans, feeds, prices, clock),
+            collector=Collector(
+                plans, feeds, store, quarantine, clock, days=settings.days, faults=faults
+            ),
+            poller=PricePoller(plans, feeds, prices, clock, faults=faults),
             _plans=plans,
             _feeds=feeds,
             _clock=clock,

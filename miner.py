@@ -55,7 +55,7 @@ from own_scores import ScoreKeeper
 from record_keeping import keeper
 from retraining import Pair, Retrainer, training_command
 from set_review import review_sets
-from state_store import StateStore, folder_mark, owned
+from state_store import StateStore, folder_mark, owned, require_folder, require_writable
 from status_page import RecentLog, RecentRequests, StatusPage
 from upkeep import Duty, Upkeep, attempt, each, every
 
@@ -292,11 +292,13 @@ def serving_line(
     old = len(set(trained) & set(due))
     where = f"serving {_named(served)} on {url} from {market}"
     if not trained:
-        return f"{where}; none of {len(held)} model sets is trained yet."
+        return f"{where}; none of {len(held)} model sets is trained yet, all are trained now."
     age_days = (now - min(trained.values())) / DAY_S
+    absent = len(held) - len(trained)
+    others = f"; the other {absent} {'is' if absent == 1 else 'are'} trained now" if absent else ""
     return (
-        f"{where}; {len(trained)} of {len(held)} model "
-        f"sets are trained, the oldest {age_days:.1f} days ago, {old or 'none'} of them due again."
+        f"{where}; {len(trained)} of {len(held)} model sets are trained, the oldest "
+        f"{age_days:.1f} days ago, {old or 'none'} of them due again{others}."
     )
 
 
@@ -323,6 +325,8 @@ def main() -> int:
     configure_logging(operator.log_level or settings.log_level)
     for remark in operator.remarks:
         log.warning("%s", remark)
+    require_writable(settings.state_dir, "--state-dir")
+    require_folder(settings.model_dir, "--model-dir")  # trained elsewhere, it may be read-only
     _on_stop_signals(lambda *_: sys.exit(0))  # nothing to save yet
     with ExitStack() as opened:
         _own_state(opened, settings.state_dir)

@@ -125,7 +125,7 @@ def check_level(misses: Sequence[float]) -> CheckResult:
         check=check,
         verdict=_outside(abs(miss), LEVEL_WARNING, LEVEL_FAILURE),
         detail=f"× {np.exp(miss):.2f} of what the market lately moved, over {len(misses)} moments, "
-        f"limit {np.exp(LEVEL_FAILURE):.2f} either way",
+        f"{_bounds(LEVEL_WARNING, LEVEL_FAILURE)}",
     )
 
 
@@ -227,8 +227,8 @@ def _check_interval(miss: _Miss) -> CheckResult:
         check=check,
         verdict=_outside(abs(miss.log), SINGLE_WARNING + slack, SINGLE_FAILURE + slack),
         detail=f"mean |change| {miss.spread_bps:.2f} bp, lately {yardstick.expected_bps:.2f} bp on "
-        f"{yardstick.days:.0f} like days: × {np.exp(miss.log):.2f}, limit "
-        f"{np.exp(SINGLE_FAILURE + slack):.2f} either way",
+        f"{yardstick.days:.0f} like days: × {np.exp(miss.log):.2f}, "
+        f"{_bounds(SINGLE_WARNING + slack, SINGLE_FAILURE + slack)}",
     )
 
 
@@ -255,8 +255,16 @@ def _check_overall(misses: Sequence[_Miss]) -> CheckResult:
     return CheckResult(
         check=check,
         verdict=_outside(abs(miss), OVERALL_WARNING + slack, OVERALL_FAILURE + slack),
-        detail=f"× {np.exp(miss):.2f} of what the market lately moved in like moments, limit "
-        f"{np.exp(OVERALL_FAILURE + slack):.2f} either way",
+        detail=f"× {np.exp(miss):.2f} of what the market lately moved in like moments, "
+        f"{_bounds(OVERALL_WARNING + slack, OVERALL_FAILURE + slack)}",
+    )
+
+
+def _bounds(warning: float, failure: float) -> str:
+    """Both bounds of a logarithm, in words: which one was crossed must be seen."""
+    return (
+        f"a warning beyond × {np.exp(warning):.2f}, a failure beyond × {np.exp(failure):.2f}, "
+        "up or down"
     )
 
 
@@ -331,5 +339,8 @@ def _within(
         verdict = Verdict.WARNING
     else:
         verdict = Verdict.OK
-    detail = f"{sentence.format(value)}, limits {failure[0]:g} to {failure[1]:g}"
-    return CheckResult(check=check, verdict=verdict, detail=detail)
+    bounds = (
+        f"a warning outside {warning[0]:g} to {warning[1]:g}, a failure outside {failure[0]:g} to "
+        f"{failure[1]:g}"
+    )
+    return CheckResult(check=check, verdict=verdict, detail=f"{sentence.format(value)}, {bounds}")

@@ -30,6 +30,7 @@ HISTORY: Final = "#2b2b2b"
 REALISED: Final = "#c8511b"
 MUTED: Final = "#6b6b6b"
 SAMPLE_PATHS: Final = 12
+DOT_SHARE: Final = 0.06  # of an axis of dots, kept free at its ends
 HISTORY_SHARE: Final = 0.75  # of the horizon, drawn before the start
 LEFT: Final = 0.08  # of the figure's width, where the axes and the titles begin
 # Where the paths end: the outermost and the middle matter most and get their label first.
@@ -289,12 +290,15 @@ def line_figure(times: Any, lines: Mapping[str, FloatArray], *, level: float | N
 
 
 def _small_time_axis(axes: Any) -> None:
-    """A few round times, UTC; the date where a day begins."""
+    """A few round times, UTC; the date where a day begins, or at the first of them."""
     low, high = (DAY_S * limit for limit in axes.get_xlim())
     step = next((step for step in TICK_STEPS_S if (high - low) / step <= 5), TICK_STEPS_S[-1])
     ticks = np.arange(np.ceil(low / step) * step, high, step)
     moments = [datetime.fromtimestamp(float(tick), UTC) for tick in ticks]
-    axes.set_xticks(_when(ticks), [_tick_text(moment, step) for moment in moments])
+    texts = [_tick_text(moment, step) for moment in moments]
+    if texts and all(":" in text for text in texts):
+        texts[0] = f"{moments[0]:%-d %b} {texts[0]}"
+    axes.set_xticks(_when(ticks), texts)
 
 
 def _tick_text(moment: datetime, step_s: int) -> str:
@@ -343,7 +347,11 @@ def _limits(values: FloatArray, errors: FloatArray, level: float) -> tuple[float
     """What to show of an axis: all dots; the whisker of a few prompts may leave the picture."""
     known = np.append(values[np.isfinite(values)], level)
     finite = errors[np.isfinite(errors) & np.isfinite(values)]
-    margin = 2.5 * float(np.median(finite)) if len(finite) else 0.0
+    # The least is what a dot takes: on the rim it would be cut in half.
+    margin = max(
+        2.5 * float(np.median(finite)) if len(finite) else 0.0,
+        DOT_SHARE * float(known.max() - known.min()),
+    )
     low, high = known.min() - margin, known.max() + margin
     return (float(low), float(high)) if high > low else None
 

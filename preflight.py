@@ -48,7 +48,7 @@ from config import (
     Venue,
 )
 from data_fetcher import LiveSource, open_source
-from errors import ConfigError, MinerError, ModelError, SourceUnavailable
+from errors import ConfigError, MinerError, ModelError
 from feeds import Feed, open_feeds
 from lgbm_predictor import load_model_set
 from model_store import published_sets
@@ -256,8 +256,12 @@ def check_folder(folder: Path, flag: str) -> Finding:
             f"{len(barred)} entries of {folder} are closed to this user, the first is {barred[0]}; "
             f"run `chown -R $USER {folder}` as root.",
         )
-    if folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return Finding(name, WARNING, f"others may change {folder}; run `chmod -R go-w {folder}`.")
+    mode = folder.stat().st_mode
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        what = "change" if mode & (stat.S_IWGRP | stat.S_IWOTH) else "read"
+        return Finding(
+            name, WARNING, f"others may {what} {folder}; run `chmod -R go-rwx {folder}`."
+        )
     return Finding(name, OK, f"{folder} can be read and written, by no other user.")
 
 
@@ -434,7 +438,10 @@ def check_port(flag: str, address: str, port: int, is_ours: Callable[[_Said], bo
         if error.errno == EADDRINUSE:
             return _occupied(flag, _from_here(address), port, is_ours)
         return _closed(name, flag, where, error)
-    return Finding(name, OK, f"{where} is free, and reachable from this machine.")
+    said = f"{where} is free, and this machine can connect to it"
+    if flag == "--axon.port":
+        said += "; whether validators can, through firewalls and routers, is not tested here"
+    return Finding(name, OK, f"{said}.")
 
 
 def _closed(name: str, flag: str, where: str, error: OSError) -> Finding:
@@ -640,10 +647,11 @@ class _Reading:
     price_age_s: float = 0.0
     bar_age_s: float | None = None  # None: no candle of the last hour
     fault: MinerError | None = None
+    spared: FeedSymbol | None = None  # whose failure was its host's, so that this was not asked
 
 
 def check_feeds(site: Site) -> Iterator[Finding]:
-    """The clock, then every scored feed, then the venues that only history comes from."""
+    """The clock, then every scored feed, then the venues that score nothing."""
     plans = LiveSource(site.settings, site.clock).plans
     feeds = open_feeds(site.settings, site.clock, policy=site.policy, quote_policy=site.policy)
     scored = [plan.scored for plan in plans.values()]
@@ -661,10 +669,13 @@ def check_feeds(site: Site) -> Iterator[Finding]:
         for feed in feeds.values():
             feed.close()
     yield check_clock(offsets)
+    names = {symbol: f"feed {symbol.venue.value}" for symbol in spare}
+    names |= {plan.scored: f"feed {plan.asset}" for plan in plans.values()}
     for plan in plans.values():
-        yield check_feed(plan, readings[plan.scored])
+        reading = readings[plan.scored]
+        yield _not_asked(reading, names) or check_feed(plan, reading)
     for symbol in spare:
-        yield check_history_feed(readings[symbol])
+        yield check_spare_feed(readings[symbol])
 
 
 def _read_all(
@@ -691,10 +702,20 @@ def _read_venue(feed: Feed, symbols: Sequence[FeedSymbol], clock: Clock) -> list
         readings.append(reading)
         if reading.fault is not None and concerns_whole_venue(reading.fault):
             break
-    skipped = SourceUnavailable(
-        f"{feed.name} failed as a whole, so it was not asked again; see {readings[-1].feed.symbol}."
+    last = readings[-1].feed
+    return readings + [_Reading(symbol, spared=last) for symbol in symbols[len(readings) :]]
+
+
+def _not_asked(reading: _Reading, names: Mapping[FeedSymbol, str]) -> Finding | None:
+    """A feed whose host had failed before; `names`: how findings call feeds."""
+    if reading.spared is None:
+        return None
+    return Finding(
+        names[reading.feed],
+        WARNING,
+        f"{reading.feed.symbol} was not asked, its host having failed; see "
+        f"{names[reading.spared]}.",
     )
-    return readings + [_Reading(symbol, fault=skipped) for symbol in symbols[len(readings) :]]
 
 
 def _read(feed: Feed, symbol: FeedSymbol, clock: Clock) -> _Reading:
@@ -749,12 +770,12 @@ def check_feed(plan: FeedPlan, reading: _Reading) -> Finding:
     )
 
 
-def check_history_feed(reading: _Reading) -> Finding:
-    """A venue that only history comes from: the miner can do without it for a while."""
-    name = f"feed {reading.feed.venue.value}"
+def check_spare_feed(reading: _Reading) -> Finding:
+    """A venue that scores nothing: the miner can do without it for a while."""
+    name, use = f"feed {reading.feed.venue.value}", "for history and second opinions"
     if reading.fault is not None:
-        return Finding(name, WARNING, f"only history comes from it, but: {reading.fault}")
-    return Finding(name, OK, f"{reading.feed.name}, for history: {_freshness(reading)}.")
+        return Finding(name, WARNING, f"it is there {use} alone, but: {reading.fault}")
+    return Finding(name, OK, f"{reading.feed.name}, {use}: {_freshness(reading)}.")
 
 
 def _freshness(reading: _Reading) -> str:

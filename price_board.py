@@ -9,7 +9,6 @@ young quote of another feed of its price never. Answers read the board and call 
 `PricePoller` fills it.
 """
 
-import logging
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -32,10 +31,9 @@ from config import (
     asset_spec,
 )
 from domain import PriceQuote
+from feed_faults import FaultLog
 from feeds import Feed
 from seasonality import is_closed, new_york_seconds
-
-log = logging.getLogger(__name__)
 
 SAME_MOMENT_S: Final = 60  # two quotes no further apart tell how two feeds' levels compare
 OUT_OF_ORDER_S: Final = 120  # by more than this no quote overtakes another
@@ -43,6 +41,7 @@ LEVEL_EVERY_S: Final = 300  # how often that is looked at while the scored feed 
 WILD_FACTOR: Final = 8.0  # prices this far apart are not both true
 AGREEMENT: Final = 1.1  # how far apart two feeds may be and still agree on that
 STILL_S: Final = 1800  # of market hours at one price: more than a quiet market's
+_FAILING: Final = "no price"  # in the log
 DIVERGENCE: Final = 0.02  # between two feeds of one price: more than a token's premium
 
 
@@ -278,13 +277,14 @@ class PricePoller:
         clock: Clock,
         *,
         max_age_s: float = ANCHOR_MAX_AGE_S,
+        faults: FaultLog | None = None,
     ) -> None:
         self._plans = plans
         self._feeds = feeds
         self._board = board
         self._clock = clock
         self._max_age_s = max_age_s
-        self._failing: dict[str, str] = {}
+        self._faults = faults or FaultLog()
 
     def poll(self) -> None:
         """One round: the scored feeds, then other feeds where they are needed.
@@ -294,25 +294,22 @@ class PricePoller:
         the rest of the round; what begins to fail is logged once. Never raises for a feed.
         """
         self._board.forget_after(self._clock.now() + SAME_MOMENT_S)
-        failures = self._ask([(plan.asset, plan.scored) for plan in self._plans.values()])
-        failures |= self._ask(
-            [
-                (plan.asset, feed)
-                for plan in self._plans.values()
-                for feed in plan.others
-                if self._is_needed(plan, feed)
-            ],
-            spared=failures,
-        )
+        asked = [(plan.asset, plan.scored) for plan in self._plans.values()]
+        failures = self._ask(asked)
+        down = {feed.venue for _, feed in asked if feed.name in failures}
+        others = [
+            (plan.asset, feed)
+            for plan in self._plans.values()
+            for feed in plan.others
+            if feed.venue not in down and self._is_needed(plan, feed)
+        ]
+        failures |= self._ask(others)
         self._board.forget_after(self._clock.now() + SAME_MOMENT_S)
-        for name, sentence in failures.items():
-            if name not in self._failing:
-                log.warning("no price", extra={"feed": name, "reason": sentence})
-        self._failing = failures
+        self._faults.report(_FAILING, failures, {feed.name for _, feed in (*asked, *others)})
 
     def failing(self) -> dict[str, str]:
-        """Feeds that gave no price in the last round, each with its sentence."""
-        return dict(self._failing)
+        """Feeds that gave no price when they were last asked, each with its sentence."""
+        return self._faults.failing(_FAILING)
 
     def _is_needed(self, plan: FeedPlan, feed: FeedSymbol) -> bool:
         now = self._clock.now()
@@ -322,15 +319,11 @@ class PricePoller:
             return True
         return self._board.level_age(plan.asset, feed, now) > LEVEL_EVERY_S
 
-    def _ask(
-        self, wanted: list[tuple[str, FeedSymbol]], spared: Mapping[str, str] | None = None
-    ) -> dict[str, str]:
+    def _ask(self, wanted: list[tuple[str, FeedSymbol]]) -> dict[str, str]:
         """Post the quotes of some feeds, venues side by side; returns what failed."""
-        down = {Venue(name.split(":")[0]) for name in spared or {}}
         by_venue: dict[Venue, list[tuple[str, FeedSymbol]]] = {}
         for asset, feed in wanted:
-            if feed.venue not in down:
-                by_venue.setdefault(feed.venue, []).append((asset, feed))
+            by_venue.setdefault(feed.venue, []).append((asset, feed))
         failures: dict[str, str] = {}
         if by_venue:
             with ThreadPoolExecutor(len(by_venue), thread_name_prefix="prices") as pool:

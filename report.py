@@ -272,11 +272,16 @@ class SummaryRow:
         return self.total.ratios.get(YARDSTICK)
 
     @property
+    def judged(self) -> PairedComparison | None:
+        """The same, if there are prompts enough to judge by."""
+        return self.found if self.figures.is_enough else None
+
+    @property
     def verdict(self) -> str:
         """The outcome in words."""
-        if self.found is None or not np.isfinite(self.found.error):
+        if self.judged is None or not np.isfinite(self.judged.error):
             return self.figures.verdict
-        return f"{self.figures.verdict} ({abs(self.found.errors):.1f} standard errors)"
+        return f"{self.figures.verdict} ({abs(self.judged.errors):.1f} standard errors)"
 
 
 def _summary(entries: Sequence[Market]) -> list[SummaryRow]:
@@ -303,9 +308,10 @@ def _headline(row: SummaryRow, found: PairedComparison) -> str:
     error = f" ± {100 * found.error:.2f}" if np.isfinite(found.error) else ""
     gap = row.total.gap_closed
     closed = "" if gap is None else f" and close {100 * gap:.0f} % of the gap to the oracle"
+    verdict = found.verdict if row.judged is not None else row.verdict
     return (
         f"{FREQUENCY_NAMES[row.frequency]} prompts score {100 * abs(1 - found.ratio):.2f}{error} % "
-        f"{side} {YARDSTICK} ({found.verdict}){closed}."
+        f"{side} {YARDSTICK} ({verdict}){closed}."
     )
 
 

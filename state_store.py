@@ -41,6 +41,7 @@ ABANDONED_S: Final = 86_400  # longer than any write lasts, and than clocks are 
 _TEMPORARY: Final = re.compile(r"\..+\.[a-z0-9_]{8}~")  # as `tempfile` completes our names
 READ_ATTEMPTS: Final = 3
 _READ_PAUSE_S: Final = 0.05
+_MAY_GET_WELL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -53,7 +54,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     Source: temp file in the same folder, fsync, rename, as in untitaker/python-atomicwrites.
     """
     try:
-        _make_folder(path.parent)
+        make_folder(path.parent)
         _sweep(path.parent)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix="~")
         try:
@@ -95,11 +96,11 @@ def folder_mark(folder: Path) -> str | None:
     return blake2b(f"{found.st_dev}:{found.st_ino}".encode(), digest_size=6).hexdigest()
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Make a folder and its parents, open to their owner alone, each entry on the disk."""
     if folder.is_dir():
         return
-    _make_folder(folder.parent)
+    make_folder(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
     _sync_folder(folder.parent)
 
@@ -112,7 +113,44 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def require_folder(folder: Path, flag: str) -> None:
+    """Refuse what is, or lies below, something else than a folder; `flag` is what names it.
+
+    Raises: StateError.
+    """
+    place = next(place for place in (folder, *folder.parents) if place.exists())
+    if not place.is_dir():
+        raise StateError(f"{place} is not a folder; name one with {flag}.")
+
+
+def require_writable(folder: Path, flag: str) -> None:
+    """Make a folder and see that files can be made in it; `flag` is what names it.
+
+    A disk that is full or broken is let pass: it may get well while its miner answers.
+    Raises: StateError.
+    """
+    require_folder(folder, flag)
+    try:
+        make_folder(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if error.errno not in _MAY_GET_WELL:
+            raise StateError(
+                f"{folder} cannot be written ({error.strerror}); make it writable or name another "
+                f"folder with {flag}."
+            ) from error
+
+
+def _no_folder(error: OSError) -> str | None:
+    """Says so if an error means that something else has a folder's name."""
+    is_other = isinstance(error, FileExistsError | NotADirectoryError)
+    return f"{error.filename} is not a folder" if is_other else None
+
+
 def _not_writable(path: Path, error: OSError) -> StateError:
+    if (what := _no_folder(error)) is not None:
+        return StateError(f"{path} cannot be written: {what}; name another one.")
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     remedy = "free some disk space" if is_full else "make the folder writable or name another one"
     return StateError(f"{path} cannot be written ({error.strerror or error}); {remedy}.")
@@ -154,10 +192,12 @@ def owned(state_dir: Path) -> Iterator[None]:
 def _held(directory: Path, name: str, wait_s: float, busy: str) -> Iterator[None]:
     lock = FileLock(directory / name, mode=0o600)
     try:
-        _make_folder(directory)
+        make_folder(directory)
         lock.acquire(timeout=wait_s)
     except Timeout:
         raise BusyError(busy) from None
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StateError(f"{_no_folder(error)}; name another one.") from error
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StateError(

@@ -52,6 +52,7 @@ from live_market import LiveMarket
 from operator_flags import add_operator_arguments, operator_settings
 from path_checks import CheckResult, Verdict, check_forecast, check_level, spread_miss
 from plots import fan_chart, save_figure
+from state_store import require_writable
 from wire_format import encode_prompt_answer, encode_shadow_answer, format_iso, parse_iso_minute
 
 EXAMPLES: Final = (
@@ -112,6 +113,8 @@ def main() -> int:
     if args.preflight:
         return run_preflight(settings, args)
     configure_logging("warning")
+    if args.plot is not None:
+        require_writable(args.plot, "--plot")
     source = open_source(settings)
     if isinstance(source, LiveSource):
         _bring_up(source, settings, args.assets)

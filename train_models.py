@@ -44,12 +44,13 @@ from data_fetcher import BarSource, LiveSource, open_source
 from errors import DataError, MinerError
 from lgbm_trainer import LeadReport, TrainingResult, fit_window, progress_steps
 from live_market import LiveMarket
-from model_store import publish_set
+from model_store import publish_set, set_folder
 from pool_store import prune_pools
 from pooled_prior import POOL_EVERY_S, pool_moments
 from set_training import shared_history, shared_pool, stored_pool, train_set
 from state_store import locked
 from task_pool import Job, WorkersLost, open_pool, work_off
+from wire_format import format_iso
 
 POOL_FOLDER: Final = "pool"  # beside the sets of the assets
 PROGRAM: Final = "set_training"  # the module of the tasks
@@ -103,6 +104,8 @@ def main() -> int:
     configure_logging("warning")
     source = open_source(settings)
     pairs, failures = choose_pairs(source, args)
+    if args.until is not None:
+        _name_a_late_moment(source, args.until)
     if isinstance(source, LiveSource) and pairs and not args.stored_only:
         collect_bars(source, settings, list(dict.fromkeys(asset for asset, _ in pairs)))
     results: list[TrainingResult] = []
@@ -110,8 +113,8 @@ def main() -> int:
         with locked(settings.model_dir, "training"):
             results, failed = train_all(pairs, settings, args.until, args.scheduler)
         failures += failed
-    _report(results)
-    for failure in failures:
+    _report(results, settings.model_dir)
+    for failure in dict.fromkeys(failures):  # a file that serves both frequencies fails twice
         note(failure)
     return 1 if failures else 0
 
@@ -176,6 +179,13 @@ def _name_the_others(source: BarSource, served: Any) -> None:
         note(f"not in this source: {', '.join(absent)}")
     if source.unknown_assets:
         note(f"in this source but scored by nobody: {', '.join(source.unknown_assets)}")
+
+
+def _name_a_late_moment(source: BarSource, until: int) -> None:
+    end = source.now()
+    if until > end:
+        last = "now" if source.live else f"the end of the last bar, {format_iso(end)}"
+        note(f"--until {format_iso(until)} lies after {last}; all bars are used.")
 
 
 # ---------------------------------------------------------------- training side by side
@@ -293,7 +303,7 @@ class _Batch:
 # ---------------------------------------------------------------- closing table
 
 
-def _report(results: list[TrainingResult]) -> None:
+def _report(results: list[TrainingResult], model_dir: Path) -> None:
     columns = ("asset", "freq", "lead", "rows", "iter", "centre", "shrink", "scale", "s")
     rows = [_row(lead, result) for result in results for lead in result.leads]
     if rows:
@@ -302,6 +312,8 @@ def _report(results: list[TrainingResult]) -> None:
             "centre: squared error saved against no drift, out of sample; shrink: its weight "
             "(0 = not used);\nscale: gamma deviance gained over a single EWMA; s: seconds per set."
         )
+        folders = (set_folder(model_dir, entry.asset, entry.frequency) for entry in results)
+        print(f"in use from now on: {', '.join(map(str, folders))}")
 
 
 def _row(lead: LeadReport, result: TrainingResult) -> tuple[Any, ...]:

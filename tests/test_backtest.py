@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import backtest
+from backtest_store import interrupted_run
 from config import DAY_S, Frequency, Settings
-from errors import ConfigError, DataError, MinerError
+from errors import ConfigError, DataError, MinerError, StateError
 from tests.conftest import TRAINED_DAYS_BEFORE_END
 from tests.test_walk_forward import DAYS, keep_as_trained
 from walk_forward import Market
@@ -88,6 +89,8 @@ def finished(arguments, make_work_dir, tmp_path_factory):
 
 def test_a_run_ends_with_tables_and_writes_what_was_asked_for(finished):
     done, folder, _ = finished
+    assert "too few prompts: under 30, or of under 5 days, they decide nothing;" in done.stdout
+    assert "n/a" in done.stdout  # no oracle was asked for
     for words in ("÷ reference", "÷ ewma_t", "80 % covers", "ewma_t", "volatility", "BTC hf"):
         assert words in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
@@ -195,6 +198,43 @@ def test_other_settings_after_an_interrupt_are_named(finished, arguments, monkey
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("flag", "name", "complaint"),
+    [
+        ("--report", "notes", "notes is not a folder; name one with --report."),
+        ("--export-predictions", "notes/x", "notes is not a folder; name one with --export-pred"),
+        ("--json", "notes/x.json", "notes is not a folder; name one with --json."),
+        ("--json", ".", ". is a folder; name a file with --json."),
+    ],
+)
+def test_what_cannot_be_written_is_known_before_the_work(
+    arguments, monkeypatch, tmp_path, flag, name, complaint
+):
+    Path("notes").write_text("no folder")
+    monkeypatch.setattr(backtest, "open_pool", None)  # it would be called otherwise
+    with pytest.raises(StateError) as caught:
+        main(monkeypatch, *arguments, flag, name, "--work-dir", tmp_path / "work")
+    assert str(caught.value).startswith(complaint)
+    assert not (tmp_path / "work").exists()  # nothing is remembered as interrupted
+
+
+def test_a_run_whose_results_could_not_be_written_was_not_interrupted(
+    finished, arguments, monkeypatch, tmp_path, capsys
+):
+    work_dir, file = finished[2], tmp_path / "out" / "a.json"
+
+    def disk_fills_up(*_):
+        raise StateError("the disk is full; free some.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backtest, "write_atomically", disk_fills_up)
+        with pytest.raises(StateError):
+            main(patch, *arguments, "--work-dir", work_dir, "--json", file)
+    assert main(monkeypatch, *arguments, "--seed", 0, "--work-dir", work_dir) == 0
+    assert interrupted_run(work_dir) is None
+    assert "interrupted" not in capsys.readouterr().err
+
+
 def test_a_run_compared_with_itself_changes_nothing(finished, monkeypatch, capsys):
     result = finished[1] / "a.json"
     assert main(monkeypatch, "compare", result, result) == 0
@@ -211,7 +251,7 @@ def test_a_run_compared_with_itself_changes_nothing(finished, monkeypatch, capsy
     [
         (("--baselines", "har,gutfeeling"), ConfigError, "baseline 'gutfeeling' is unknown; "),
         (("--baselines", ""), ConfigError, "baseline '' is unknown; "),
-        (("--profile", "1999-01"), ConfigError, "profile '1999-01' is unknown; "),
+        (("--profile", "1999-01"), ConfigError, "profile='1999-01' from --profile is unknown; "),
         (("--prompts", "0"), ConfigError, "--prompts 0 is too few; "),
         (("--asset", "ETH"), DataError, "ETH is not in this source; it has BTC, XAU"),
         (("--train-until", "yesterday"), ConfigError, "'yesterday' is not an ISO 8601 time; "),
@@ -226,7 +266,7 @@ def test_a_run_compared_with_itself_changes_nothing(finished, monkeypatch, capsy
             ConfigError,
             "baseline garch_t has no law in closed form; ",
         ),
-        (("--jobs", "0"), ConfigError, "jobs=0 is out of range; "),
+        (("--jobs", "0"), ConfigError, "jobs=0 from --jobs is out of range; "),
     ],
 )
 def test_a_wrong_flag_is_one_sentence(arguments, monkeypatch, words, kind, sentence):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from backtest_results import (
+    MIN_PROMPTS,
     SCHEMA,
     check_document,
     compare_documents,
@@ -70,6 +71,34 @@ def test_the_gap_closed_is_the_share_of_the_way_to_the_oracle():
 def test_there_is_no_gap_without_an_oracle_or_behind_it():
     assert gap_closed(entry([prompt(0, engine=97.0, ewma_t=100.0)])) is None
     assert gap_closed(entry([prompt(0, engine=97.0, ewma_t=100.0, oracle=101.0)])) is None
+
+
+def test_there_is_no_gap_if_the_oracle_is_not_clearly_the_better_one():
+    """A handful of prompts closed 384 % of a gap that was none."""
+    assert gap_closed(entry([prompt(0, engine=90.0, ewma_t=100.0, oracle=97.0)])) is None
+    rng = np.random.default_rng(0)
+    vague = [
+        prompt(i, engine=90.0, ewma_t=100.0, oracle=float(oracle))
+        for i, oracle in enumerate(rng.normal(99.5, 20, 40))
+    ]
+    assert gap_closed(entry(vague)) is None
+
+
+@pytest.mark.parametrize(
+    ("prompts", "apart", "words"),
+    [
+        (MIN_PROMPTS, DAY_S, "beats ewma_t"),
+        (MIN_PROMPTS - 1, DAY_S, "too few prompts"),
+        (90, 3600, "too few prompts"),  # of four days
+        (110, 3600, "beats ewma_t"),
+    ],
+)
+def test_few_prompts_or_days_decide_nothing(prompts, apart, words):
+    scored_ = [
+        prompt(0, engine=90.0 + i % 3, ewma_t=100.0) | {"start_ts": FIRST + 3600 + i * apart}
+        for i in range(prompts)
+    ]
+    assert summarise([entry(scored_)]).verdict == words
 
 
 def test_the_volatility_term_is_told_apart():

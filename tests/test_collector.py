@@ -394,7 +394,9 @@ def test_an_unreachable_venue_is_asked_once_and_the_others_go_on(tmp_path, caplo
         assert set(done.failures) == {"hyperliquid:xyz:GOLD", "hyperliquid:xyz:SP500"}
     assert len(world.feeds[Venue.HYPERLIQUID].calls) == 3
     assert max(world.closes()) == NOW + 60
-    assert caplog.text.count("feed failing") == 2  # not every minute
+    (line,) = (line for line in caplog.records if line.levelname == "WARNING")
+    assert line.getMessage() == "feed failing"  # not every minute
+    assert (line.feed, line.also) == ("hyperliquid:xyz:GOLD", "hyperliquid:xyz:SP500")
     assert world.collector.failing().keys() == done.failures.keys()
     world.feeds[Venue.HYPERLIQUID].failure = None
     world.collector.collect()
@@ -409,6 +411,18 @@ def test_a_refused_symbol_does_not_stop_the_venues_others(tmp_path, error, is_of
     failures = world.collector.collect().failures
     assert ("binance:ETHUSDT" in failures) == is_of_all
     assert bool(world.closes("ETH")) != is_of_all
+
+
+def test_a_symbol_that_was_refused_keeps_its_own_sentence_when_the_venue_falls(tmp_path):
+    world = World(tmp_path, "BTC", "ETH", "SOL")
+    symbols = world.feeds[Venue.BINANCE].failing_symbols
+    symbols["BTCUSDT"] = FeedRefused("no; do without.")
+    symbols["ETHUSDT"] = FeedUnreachable("it is away; wait.")
+    assert world.collector.collect().failures == {
+        "binance:BTCUSDT": "no; do without.",
+        "binance:ETHUSDT": "it is away; wait.",
+        "binance:SOLUSDT": "it is away; wait.",
+    }
 
 
 # ---------------------------------------------------------------- the past

@@ -65,9 +65,9 @@ def test_flags_win_over_the_environment_and_that_over_the_file(monkeypatch):
 
 
 def test_a_bad_value_of_a_flag_is_refused_like_any_other():
-    with pytest.raises(ConfigError, match="setting 'seed': got 'abc'"):
+    with pytest.raises(ConfigError, match="seed='abc' from --seed does not fit"):
         settings_from(parse("--seed", "abc"))
-    with pytest.raises(ConfigError, match="setting 'source': got 'ftp'"):
+    with pytest.raises(ConfigError, match="source='ftp' from --source does not fit"):
         settings_from(parse("--source", "ftp"))
 
 
@@ -216,6 +216,12 @@ def test_a_table_fits_into_eighty_columns_of_a_pipe():
     assert max(len(line) for line in lines) <= 80
     assert all(f"word{number}" in done.stdout for number in range(40))
     assert "123456" in done.stdout
+
+
+def test_lines_of_a_table_in_a_pipe_end_with_their_text():
+    done = run("table('T', ['asset', 'why'], [['BTC', 'x'], ['HYPE', 'a longer one']])\nreturn 0")
+    assert done.stdout
+    assert [line for line in done.stdout.splitlines() if line != line.rstrip()] == []
 
 
 def test_square_brackets_in_a_cell_are_text(capsys):

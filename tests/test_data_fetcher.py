@@ -369,6 +369,31 @@ def write_day(folder, day, n=1440, **extra):
     return write(folder, name, **columns)
 
 
+def test_an_archive_of_damaged_files_names_one_and_its_fault(tmp_path):
+    (tmp_path / "BTC_1m.parquet").write_bytes(b"rotten")
+    with pytest.raises(DataError) as error:
+        ArchiveSource(tmp_path).now()
+    text = one_sentence(error)
+    assert f"no usable bar in any file: {tmp_path / 'BTC_1m.parquet'} cannot be read as" in text
+    (tmp_path / "ETH_1m.parquet").write_bytes(b"rotten")
+    with pytest.raises(DataError, match=r"in any file \(and 1 more like it\): .*BTC_1m"):
+        ArchiveSource(tmp_path).now()
+
+
+def test_of_partitions_the_newest_fault_is_told(tmp_path):
+    for day in range(2):
+        write_day(tmp_path, day)
+        (tmp_path / f"BTC/1m/date=2025-12-{day + 1:02d}.parquet").write_bytes(b"rotten")
+    with pytest.raises(DataError, match=r"date=2025-\d\d-02\.parquet cannot be read as Parquet"):
+        ArchiveSource(tmp_path).now()
+
+
+def test_a_file_without_a_time_column_is_told_the_short_name(tmp_path):
+    pq.write_table(pa.table({"open": [1.0]}), tmp_path / "BTC_1m.parquet")
+    with pytest.raises(DataError, match="lacks the column ts and close: found are open"):
+        loaded(tmp_path)
+
+
 @pytest.mark.parametrize("below", ["", "market_data/prices"])
 def test_daily_partitions_are_one_series(tmp_path, below):
     for day in range(3):

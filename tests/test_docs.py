@@ -70,6 +70,10 @@ def test_every_documented_command_exists(page):
     assert [fault for command in commands for fault in faults(command)] == []
 
 
+def test_the_demo_has_a_help_too():
+    assert "demo.py" in SCRIPTS  # and runs nothing for it: see `help_of`
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_example_of_a_help_exists(script):
     examples = help_of(script).split("examples:\n")[1].strip().splitlines()

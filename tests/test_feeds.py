@@ -472,6 +472,26 @@ def test_both_hosts_are_named_when_neither_answers(feeds, venues):
     ) as caught:
         fetch(feeds, Venue.PYTH, 17_000, 17_010)
     one_sentence(caught)
+    assert "BTC" not in str(caught.value)  # it is said of other symbols too
+
+
+def test_a_symbol_that_both_hosts_refuse_is_refused_alone(feeds, venues):
+    for host in (FeedHost.PYTH_HISTORY, FeedHost.PYTH_ROUTER):
+        venues.faults.add(FaultRule(fault=Fault.NOT_FOUND, host=host))
+    with pytest.raises(FeedRefused):
+        fetch(feeds, Venue.PYTH, 17_000, 17_010)
+
+
+def test_that_the_other_host_is_asked_is_said_once(feeds, venues, caplog):
+    venues.faults.add(FaultRule(fault=Fault.ERROR, host=FeedHost.PYTH_HISTORY))
+    for _ in range(3):
+        fetch(feeds, Venue.PYTH, 17_000, 17_010)
+    venues.faults.add(FaultRule(fault=Fault.ERROR, host=FeedHost.PYTH_ROUTER))
+    for _ in range(3):
+        with pytest.raises(SourceUnavailable):
+            fetch(feeds, Venue.PYTH, 17_000, 17_010)
+    (line,) = caplog.messages
+    assert "Asking pyth_router" in line
 
 
 # ---------------------------------------------------------------- quotes
@@ -566,7 +586,7 @@ def test_open_feeds_asks_nothing_and_follows_the_settings(venues):
     feeds = open_feeds(nowhere, HandClock(), policy=POLICY, sleep=lambda _: None)
     assert set(feeds) == set(Venue)
     assert venues.count() == 0
-    with pytest.raises(FeedUnreachable, match="set binance_url"):
+    with pytest.raises(FeedUnreachable, match="with BINANCE_API_HOST"):
         feeds[Venue.BINANCE].candles("BTCUSDT", 60, ts(0), ts(10))
     for feed in feeds.values():
         feed.close()

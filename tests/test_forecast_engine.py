@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from config import (
     feed_plans,
     protocol_profile,
 )
-from data_fetcher import ArchiveSource, LoadedHistory, SimulatedSource
+from data_fetcher import ArchiveSource, LoadedHistory, SimulatedSource, open_source
 from domain import Bars, ForecastRequest, MarketHistory, PriceQuote
 from errors import NoPriceError, RequestError, UnknownAsset, UnreadableState
 from forecast_engine import (
@@ -281,6 +282,23 @@ def test_an_asset_that_is_not_served_is_refused(shared_engine):
         shared_engine.answer(hour(shared_engine, asset="ETH"))
     with pytest.raises(UnknownAsset, match="XAU has no hf bars here"):
         shared_engine.history("XAU", HF)
+
+
+@pytest.mark.parametrize(
+    ("asset", "sentence"),
+    [
+        ("SPYX", "profile 2026-09 does not ask SPYX; served are BTC, XAU."),
+        ("ETH", "this miner does not serve ETH; served are BTC, XAU."),
+    ],
+)
+def test_a_live_miner_says_whether_it_or_its_profile_leaves_an_asset_out(asset, sentence):
+    settings = Settings(source="venue", served_assets=("BTC", "XAU"))
+    live = ForecastEngine(open_source(settings), settings)
+    request = ForecastRequest(
+        asset=asset, start_ts=live.now() // 60 * 60, increment_s=60, length_s=3600, num_paths=10
+    )
+    with pytest.raises(UnknownAsset, match=re.escape(sentence)):
+        live.answer(request)
 
 
 # ---------------------------------------------------------------- the past

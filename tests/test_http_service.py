@@ -396,6 +396,16 @@ def test_a_missing_field_is_named(client, name):
     assert assert_one_sentence(response) == f"field '{name}' is missing from the body."
 
 
+def test_a_field_that_nobody_knows_is_refused_rather_than_passed_over(client):
+    """A misspelt origin would otherwise get a forecast from now."""
+    response = client.post("/predict", json=body(orign=format_iso(NEXT_MINUTE - 60)))
+    assert response.status_code == 400
+    assert assert_one_sentence(response) == (
+        'field "orign" of the body is unknown; known are asset, prompt_start_time, origin, '
+        "horizon_seconds, interval_seconds, num_paths, generated_at."
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -414,7 +424,7 @@ def test_a_missing_field_is_named(client, name):
         ({"horizon_seconds": -3600}, "'horizon_seconds': got -3600"),
         ({"horizon_seconds": 10**9}, "'horizon_seconds': got 1000000000"),
         ({"interval_seconds": 0}, "'interval_seconds': got 0"),
-        ({"interval_seconds": 7}, "7 s does not divide"),
+        ({"interval_seconds": 7}, "interval_seconds 7 does not divide horizon_seconds 3600"),
         ({"interval_seconds": 1, "horizon_seconds": 86_400}, "86401 points"),
         ({"interval_seconds": [60]}, "'interval_seconds': got"),
         ({"prompt_start_time": 1_766_102_700}, "'prompt_start_time': got 1766102700"),

@@ -86,10 +86,45 @@ def test_an_asset_that_the_folder_lacks_is_an_error(archive, capsys):
     assert ("binance", "BTC", 60) in BarStore(Path("state")).series()
 
 
-def test_an_unfit_feed_name_is_one_line_however_many_assets(archive, capsys, tmp_path):
-    assert run(archive, "--feed", "../x") == 1
-    assert len(capsys.readouterr().err.splitlines()) == 1
+@pytest.mark.parametrize("name", ["nosuchfeed", "../x", ""])
+def test_a_feed_that_nobody_reads_is_refused_with_the_known_ones(archive, capsys, tmp_path, name):
+    with pytest.raises(SystemExit) as ended:
+        run(archive, "--feed", name)
+    assert ended.value.code == 2
+    assert "choose from binance, hyperliquid, pyth" in capsys.readouterr().err.replace("'", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bars"]
+
+
+def test_an_asset_that_is_not_read_from_the_feed_is_left_out_and_named(archive, capsys):
+    write(archive, "HYPE_1m.parquet")
+    assert run(archive) == 0
+    assert "no feed of them is read from binance: HYPE" in capsys.readouterr().out
+    assert run(archive, "--asset", "HYPE") == 1
+    assert "no feed of HYPE is read from binance; name another" in capsys.readouterr().err
+    assert ("binance", "HYPE", 60) not in BarStore(Path("state")).series()
+
+
+def test_a_folder_of_which_nothing_is_read_from_the_feed_is_an_error(tmp_path, capsys):
+    write(tmp_path / "bars", "HYPE_1m.parquet")
+    assert run(tmp_path / "bars") == 1
+    assert "is read from binance." in capsys.readouterr().err
+
+
+def test_the_symbol_is_shown_and_one_that_is_not_scored_is_warned_of(archive, capsys):
+    write(archive, "XAU_1m.parquet")
+    assert run(archive) == 0
+    told = capsys.readouterr()
+    assert "BTC is stored as binance:BTCUSDT, the feed that is scored.\n" in told.out
+    assert told.err == (
+        "XAU is stored as binance:PAXGUSDT, but hyperliquid:xyz:GOLD is scored: its past alone can "
+        "be extended by them.\n"
+    )
+
+
+def test_an_asset_that_nobody_asks_is_warned_of(archive, capsys):
+    write(archive, "SPYX_1m.parquet")
+    assert run(archive, "--feed", "pyth", "--asset", "SPYX") == 0
+    assert "but profile 2026-09 does not ask SPYX." in capsys.readouterr().err
 
 
 def test_without_a_usable_folder_there_is_nothing_to_import(tmp_path):

@@ -57,6 +57,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "chain",
         "ledger",
         "data_fetcher",
+        "feed_faults",
         "feed_http",
         "feeds",
         "content_keys",

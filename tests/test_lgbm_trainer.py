@@ -187,14 +187,26 @@ def test_a_fold_learns_nothing_from_the_bars_that_judge_it(past):
 # ---------------------------------------------------------------- too little history
 
 
-def test_too_little_history_is_refused_with_the_numbers(past):
-    history = past(Frequency.HF)
+def test_too_short_a_time_is_refused_with_the_flag_that_makes_it_longer(past):
     with pytest.raises(InsufficientHistory) as refusal:
-        train(history, days=2, seed=0, profile=PROFILE)
+        train(past(Frequency.HF), days=2, seed=0, profile=PROFILE)
     assert str(refusal.value) == (
-        "BTC hf: 2880 bars over 2.0 days are too few; training needs 720 over at least 3 days: "
-        "collect or import more."
+        "BTC hf: 2880 bars over 2.0 days are too short a time; training needs 3 days: there are "
+        "earlier ones, so raise --days."
     )
+
+
+def test_what_is_missing_is_told_where_there_is_no_more(past):
+    history = past(Frequency.HF)
+    two_days = replace(history, bars=history.bars.between(history.bars.end_ts - 2 * DAY_S, None))
+    with pytest.raises(InsufficientHistory, match=r"needs 3 days: collect or import more\.$"):
+        train(two_days, days=365, seed=0, profile=PROFILE)
+    n = len(history.bars)
+    sparse = without(history, np.setdiff1d(np.arange(n - 1), np.arange(0, n, 100)))
+    with pytest.raises(
+        InsufficientHistory, match=r" are too few bars; training needs 720: collect or import more"
+    ):
+        train(sparse, days=365, seed=0, profile=PROFILE)
 
 
 def test_a_market_that_rested_where_it_would_be_judged_is_refused(past):

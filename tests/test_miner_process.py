@@ -39,7 +39,8 @@ def test_the_first_line_says_what_is_served_where_and_from_which_models():
     )
     assert line == (
         "serving BTC hf+lf, ETH lf on http://127.0.0.1:8091 from source archive; "
-        "2 of 3 model sets are trained, the oldest 1.0 days ago, 1 of them due again."
+        "2 of 3 model sets are trained, the oldest 1.0 days ago, 1 of them due again; the "
+        "other 1 is trained now."
     )
 
 
@@ -47,7 +48,9 @@ def test_a_simulated_market_is_called_so():
     line = miner.serving_line(
         "http://[::1]:1", "simulated", ["BTC"], trained={}, due=[("BTC", Frequency.HF)], now=60
     )
-    assert "from a SIMULATED market; none of 1 model sets is trained yet." in line
+    assert (
+        "from a SIMULATED market; none of 1 model sets is trained yet, all are trained now." in line
+    )
 
 
 def test_a_live_miner_says_at_once_what_it_serves():
@@ -250,6 +253,27 @@ def test_a_busy_port_is_one_line_and_exit_code_1():
         f"miner.py: the pages cannot listen on 127.0.0.1 port {port}, another program does; choose "
         "another port with --port."
     )
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--state-dir", "notes"), "notes is not a folder; name one with --state-dir."),
+        (("--state-dir", "notes/x"), "notes is not a folder; name one with --state-dir."),
+        (("--model-dir", "notes"), "notes is not a folder; name one with --model-dir."),
+        (("--state-dir", "/proc/x"), "/proc/x cannot be written (No such file or directory); make"),
+        (("--state-dir", "/proc"), "/proc cannot be written (No such file or directory); make it"),
+        (
+            ("--source", "archive", "--archive-dir", "notes"),
+            "archive folder notes is not a folder; name an existing one with --archive-dir.",
+        ),
+    ],
+)
+def test_a_folder_that_can_be_none_is_one_line_and_exit_code_1(flags, complaint):
+    """Not a miner that answers for ever and keeps nothing of it."""
+    Path("notes").write_text("no folder")
+    line = complaint_of("--port", "0", "--source", "simulated", *flags)
+    assert line.startswith(f"miner.py: {complaint}")
 
 
 def test_a_missing_archive_is_one_line_and_exit_code_1():

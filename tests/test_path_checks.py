@@ -1,5 +1,6 @@
 """The sanity checks pass honest forecasts and catch broken ones."""
 
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -127,6 +128,32 @@ def test_every_detail_is_one_sentence():
     past = history()
     for result in judge(past, honest_paths(past)).values():
         assert "\n" not in result.detail
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.35])
+def test_a_spread_is_told_with_the_bound_that_it_crossed(factor):
+    past = history()
+    told = re.compile(r"× ([\d.]+).* warning beyond × ([\d.]+), a failure beyond × ([\d.]+), up or")
+    judged = [
+        (result, tuple(map(float, match.groups())))
+        for result in (
+            *judge(past, honest_paths(past, factor=factor)).values(),
+            level("BTC", Frequency.LF, factor**0.5),
+        )
+        if (match := told.search(result.detail))
+    ]
+    assert len(judged) == 6  # four intervals, overall, several moments
+    for result, (factor_found, warning, failure) in judged:
+        off = max(factor_found, 1 / factor_found)
+        bounds = {Verdict.OK: (0, warning), Verdict.WARNING: (warning, failure)}
+        low, high = bounds.get(result.verdict, (failure, np.inf))
+        assert low - 0.01 <= off <= high + 0.01, result
+
+
+def test_a_shape_of_steps_is_told_with_both_bounds():
+    past = history()
+    detail = judge(past, honest_paths(past))["growth"].detail
+    assert detail.endswith(", a warning outside 0.8 to 1.25, a failure outside 0.6 to 1.6")
 
 
 def test_a_closed_market_is_no_failure():

@@ -230,6 +230,21 @@ def test_a_whisker_of_few_prompts_does_not_set_the_scale():
     assert values.max() < high < 1.1
 
 
+def test_dots_whose_errors_are_not_known_are_not_cut_off_at_the_rim():
+    values = np.array([0.9, 1.1])
+    low, high = dot_figure(["0 h", "1 h"], values, np.full(2, np.nan), level=1.0).axes[0].get_ylim()
+    assert low < 0.9 - 0.01
+    assert high > 1.1 + 0.01
+
+
+def test_times_within_a_day_are_told_with_its_date():
+    noon = 1_764_547_200 + 12 * 3600  # of 2025-12-01
+    axes = line_figure(np.array([noon]), {"engine": np.ones(1)}, level=None).axes[0]
+    first, *others = (text.get_text() for text in axes.get_xticklabels())
+    assert first.startswith("1 Dec 11:")
+    assert all(re.fullmatch(r"1[123]:\d\d", text) for text in others)
+
+
 @pytest.mark.parametrize("days", [0.0, 0.2, 2.5, 40.0, 900.0])
 def test_times_are_few_and_round(days):
     times = np.linspace(START_TS, START_TS + 86_400 * days, 7)

@@ -330,7 +330,7 @@ def test_an_axon_address_that_is_not_ours_is_what_the_miner_can_live_with(site):
 @pytest.mark.parametrize(
     ("fault", "remedy"),
     [
-        (Fault.REFUSE, "check the network, or set binance_url"),
+        (Fault.REFUSE, "check the network first, else name another host with BINANCE_API_HOST"),
         (Fault.BLOCKED, "BINANCE_API_HOST"),
         (Fault.BAD_GATEWAY, "binance"),
     ],
@@ -346,7 +346,9 @@ def test_a_venue_that_fails_as_a_whole_is_asked_once(site, venues):
     found = complaints(set_up(site, served_assets=("BTC", "ETH", "SOL")))
     assert venues.count(FeedHost.BINANCE) == before + 1
     feeds = {name: sentence for _, name, sentence in found if name.startswith("feed ")}
-    assert feeds["feed SOL"].endswith("was not asked again; see BTCUSDT.")
+    assert feeds["feed ETH"] == "ETHUSDT was not asked, its host having failed; see feed BTC."
+    assert feeds["feed SOL"] == "SOLUSDT was not asked, its host having failed; see feed BTC."
+    assert [name for level, name, _ in found if level == "failure"] == ["feed BTC"]
 
 
 def test_a_feed_that_stands_still_is_found(site, venues):
@@ -363,7 +365,7 @@ def test_a_market_with_hours_may_stand_still(site, venues):
 
 def test_a_history_feed_that_fails_is_a_warning(site, venues):
     venues.faults.add(FaultRule(fault=Fault.ERROR, host=FeedHost.PYTH_LATEST))
-    assert "only history" in only(site, "warning", "feed pyth")
+    assert "for history and second opinions alone" in only(site, "warning", "feed pyth")
 
 
 @pytest.mark.parametrize(("free_mb", "level"), [(100, "failure"), (400, "warning")])
@@ -409,12 +411,22 @@ def test_entries_that_are_closed_to_this_user_are_found():
     assert "chown" in found.sentence
 
 
-def test_a_folder_that_others_may_change_is_found(tmp_path):
-    tmp_path.chmod(0o777)
+def test_of_a_free_port_is_said_what_was_tried(site):
+    axon, pages = preflight.check_ports(site.settings, site.operator)
+    assert axon.sentence.endswith(
+        "is free, and this machine can connect to it; whether validators can, through firewalls "
+        "and routers, is not tested here."
+    )
+    assert pages.sentence.endswith("is free, and this machine can connect to it.")
+
+
+@pytest.mark.parametrize(("mode", "what"), [(0o777, "change"), (0o755, "read"), (0o710, "read")])
+def test_a_folder_that_others_may_enter_is_found(tmp_path, mode, what):
+    tmp_path.chmod(mode)
     found = preflight.check_folder(tmp_path, "--state-dir")
     assert (found.level, found.sentence) == (
         Verdict.WARNING,
-        f"others may change {tmp_path}; run `chmod -R go-w {tmp_path}`.",
+        f"others may {what} {tmp_path}; run `chmod -R go-rwx {tmp_path}`.",
     )
 
 

@@ -79,7 +79,10 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def sources():
-    return entry(prompts=60), entry(prompts=60, asset="ETH", frequency="lf")
+    return tuple(
+        entry(prompts=60, spacing_s=3 * 3600, asset=asset, frequency=frequency)
+        for asset, frequency in (("BTC", "hf"), ("ETH", "lf"))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +148,17 @@ def test_numbers_of_the_summary_are_those_of_the_document(page, sources):
         gap = (means[1] - engine) / (means[1] - means[3])
         assert row[7] == f"{100 * gap:.0f} %"
         assert row[8].startswith("beats ewma_t")
+
+
+def test_few_prompts_are_called_too_few_wherever_they_are_judged():
+    text = render(document(entry(prompts=12)), {})
+    page = Page(text)
+    assert "too few prompts" in page.sections["summary"]
+    assert "(too few prompts)" in text
+    assert "beats ewma_t" not in text
+    assert not {"better", "worse"} & {
+        word for name, value in page.attributes if name == "class" for word in value.split()
+    }
 
 
 def test_losses_are_shown_and_what_stands_out_is_named(page):

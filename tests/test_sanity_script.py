@@ -13,7 +13,7 @@ import pytest
 
 from config import Frequency, Settings
 from data_fetcher import SimulatedSource
-from errors import SourceUnavailable
+from errors import SourceUnavailable, StateError
 from forecast_engine import ForecastEngine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,6 +147,12 @@ def test_what_cannot_be_checked_is_said_in_one_line(arguments, sentence):
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"test_miner.py: {sentence}")
+
+
+def test_a_place_for_charts_that_is_none_is_known_before_the_work(monkeypatch):
+    Path("notes").write_text("no folder")
+    with pytest.raises(StateError, match="notes is not a folder; name one with --plot"):
+        run_with(monkeypatch, lambda paths: paths, (BTC_HF,), "--plot", "notes")
 
 
 def test_the_same_seed_finds_the_same(monkeypatch, capsys):

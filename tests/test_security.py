@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from axon_adapter import bt, load_wallet
+from backtest_store import append_score
 from errors import ConfigError
 from operator_flags import AxonSettings
 from state_store import StateStore
@@ -313,9 +314,10 @@ def test_state_is_private_even_where_the_machine_is_generous(tmp_path):
     before = os.umask(0)
     try:
         StateStore(tmp_path / "state").save("market", "archive/BTC_hf", 1, {"x": 1})
+        append_score(tmp_path / "work" / "scores" / "x.jsonl", {"start_ts": 60})
     finally:
         os.umask(before)
-    for path in (tmp_path / "state", *(tmp_path / "state").rglob("*")):
+    for path in tmp_path.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
 

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,7 +16,14 @@ from hypothesis.extra import numpy as hnp
 
 import state_store
 from errors import BusyError, StateError
-from state_store import StateStore, folder_mark, locked, owned, write_atomically
+from state_store import (
+    StateStore,
+    folder_mark,
+    locked,
+    owned,
+    require_writable,
+    write_atomically,
+)
 
 DAY = 86_400
 START = 1_764_547_200  # 2025-12-01, midnight UTC
@@ -186,6 +194,26 @@ def test_a_directory_that_cannot_be_locked_is_one_clear_sentence(tmp_path, monke
     with pytest.raises(StateError) as error, locked(tmp_path, "training"):
         pass
     assert os.strerror(errno.EROFS) in one_sentence(error)
+
+
+@pytest.mark.parametrize("name", ["notes", "notes/deeper"])
+def test_what_is_no_folder_is_called_so(tmp_path, name):
+    (tmp_path / "notes").write_text("no folder")
+    complaint = f"{tmp_path / 'notes'} is not a folder"
+    with pytest.raises(StateError, match=complaint), locked(tmp_path / name, "training"):
+        pass
+    with pytest.raises(StateError, match=complaint):
+        write_atomically(tmp_path / name / "file", b"")
+    with pytest.raises(StateError, match=f"{complaint}; name one with --state-dir"):
+        require_writable(tmp_path / name, "--state-dir")
+
+
+def test_a_full_disk_is_no_reason_not_to_start(tmp_path, monkeypatch):
+    def full(**_kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    require_writable(tmp_path, "--state-dir")
 
 
 # ---------------------------------------------------------------- documents

@@ -21,6 +21,7 @@ from model_store import published_pairs
 from state_store import locked
 from task_pool import Job, work_off
 from tests.pools import PoolHere, do_here
+from wire_format import format_iso
 
 ROOT = Path(__file__).resolve().parent.parent
 HF, LF = Frequency.HF, Frequency.LF
@@ -105,6 +106,7 @@ def test_a_finished_training_ends_with_a_table_and_exit_code_0(trainings):
     rows = [row for row in rest if "%" in row]
     assert rows[0][:3] == ["BTC", "lf", "300"]
     assert [row[0] for row in rows[1:]] == ["1800", "10800", "86400"]
+    assert stdout.splitlines()[-1] == "in use from now on: models/BTC_lf"
     assert stderr == [
         "BTC lf: trained on only 7.0 days of bars; below 30 days the calibration is rough."
     ]
@@ -122,7 +124,7 @@ def test_what_cannot_be_trained_is_said_and_the_others_are_kept(trainings):
     assert len(rows) == 6 + 4
     refusals = [line for line in stderr if line.startswith("ETH")]
     assert len(refusals) == 2
-    assert min(refusals).startswith("ETH hf: 1439 bars over 1.0 days are too few;")
+    assert min(refusals).startswith("ETH hf: 1439 bars over 1.0 days are too short a time;")
     assert stderr[0].startswith("not in this source: SOL, XRP, HYPE, XAU")
     assert not any("Traceback" in line for line in stderr)
 
@@ -182,8 +184,11 @@ def main(monkeypatch, capsys):
             ("--source", "archive", "--archive-dir", "."),
             "archive folder . has no bars of a known asset",
         ),
-        (("--source", "simulated", "--days", "few"), "setting 'days': got 'few'"),
-        (("--source", "simulated", "--jobs", "0"), "jobs=0 is out of range"),
+        (
+            ("--source", "simulated", "--days", "few"),
+            "days='few' from --days does not fit; write a number",
+        ),
+        (("--source", "simulated", "--jobs", "0"), "jobs=0 from --jobs is out of range"),
     ],
 )
 def test_a_bad_flag_is_one_line_and_exit_code_1(main, flags, sentence):
@@ -261,6 +266,26 @@ def test_a_moment_before_the_first_bar_trains_nothing(run_task, archive_dir, arc
     assert failure == "BTC lf: no bars are known by --until; choose a later moment."
 
 
+def test_a_moment_after_the_last_bar_is_told(main, mixed_archive, archive):
+    late = ("--until", "2030-01-01", "--days", "2", "--asset", "BTC", "--hf-only")
+    code, _, lines = main("--source", "archive", "--archive-dir", str(mixed_archive), *late)
+    assert code == 1
+    first, second = lines
+    assert first == (
+        "--until 2030-01-01T00:00:00+00:00 lies after the end of the last bar, "
+        f"{format_iso(archive.now())}; all bars are used."
+    )
+    assert "2.0 days are too short a time" in second
+
+
+def test_a_damaged_file_is_told_once_for_both_frequencies(main, tmp_path):
+    (tmp_path / "BTC_1m.parquet").write_bytes(b"rotten")
+    code, _, lines = main("--source", "archive", "--archive-dir", str(tmp_path), "--asset", "BTC")
+    assert code == 1
+    (line,) = lines
+    assert "BTC_1m.parquet cannot be read as Parquet" in line
+
+
 def test_bars_that_were_set_aside_are_reported(run_task, archive, write_bars, tmp_path, capsys):
     bars = archive.load("BTC", HF).history.bars
     close = bars.close.copy()
@@ -326,7 +351,7 @@ def test_an_unreachable_feed_stops_the_training_with_its_sentence(unreachable, m
     code, stdout, (line,) = main("--asset", "BTC", "--days", "3")
     assert (code, stdout) == (1, "")
     assert line.startswith(f"train_models.py: binance at {NOWHERE} cannot be reached")
-    assert line.endswith("check the network, or set binance_url.")
+    assert line.endswith("check the network first, else name another host with BINANCE_API_HOST.")
     assert not Path("models").exists()
 
 
