@@ -121,7 +121,7 @@ def test_no_bars_before_training_is_one_sentence(make_market):
 def test_too_little_history_to_learn_from_is_one_sentence(make_market):
     market = make_market(train_until=None)
     moment = int(market.history().bars.open_ts[0]) + 6 * 3600
-    with pytest.raises(InsufficientHistory, match=r"too short a time.*or choose a later --train-until"):
+    with pytest.raises(InsufficientHistory, match=r"too short a time.*or choose a later --train"):
         do_here([training_job(market, moment, list)])
 
 
