@@ -1,7 +1,7 @@
 // PM2: pm2 start packaging/ecosystem.config.js
 //
-// Flags written for the reference miner may stay as they are; the README's pages on
-// operating say which have no effect. Pages and metrics are on port 18091 here: on
+// Flags written for the reference miner may stay as they are; docs/migrating.md
+// says which have no effect. Pages and metrics are on port 18091 here: on
 // the axon's plus 10000, unless --port names another.
 const path = require("path");
 
