@@ -100,6 +100,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "rehearsal_validators",
         "rehearsal_traces",
         "rehearsal_tables",
+        "rehearsal",
         "preflight",
         "console",
         "backtest_tables",
@@ -190,6 +191,12 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
         "what was asked is part of what was found",
     ),
     "rehearsal_tables": (frozenset({"console"}), "tables are printed through it"),
+    "rehearsal": (
+        frozenset(
+            {"loopback_venues", "rehearsal_traces", "rehearsal_validators", "rehearsed_miner"}
+        ),
+        "it puts venues, miner and validators on one stage, and reads what they left",
+    ),
     "chain": (frozenset({"state_store"}), "what it last knew survives a restart"),
     "axon_gate": (frozenset({"answer_desk"}), "a refusal has one status on every transport"),
     "axon_adapter": (

@@ -16,7 +16,8 @@ from clock import RehearsalClock
 from config import FeedHost, load_settings
 from console import EXIT_INTERRUPTED
 from errors import ConfigError
-from rehearse import is_comparable, own_folder, read_script, write_settings
+from rehearsal import is_comparable, write_settings
+from rehearse import own_folder, read_script
 from simulated_market import simulate_bars
 
 ROOT = Path(__file__).resolve().parent.parent
