@@ -754,6 +754,15 @@ def load_settings(
         raise ConfigError(f"setting {key!r}: got {first['input']!r}; {first['msg']}.") from None
 
 
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment less everything that `load_settings` reads from it."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(ENVIRONMENT_PREFIX) and name != BINANCE_HOST_VARIABLE
+    }
+
+
 def _read_toml(file: Path | None) -> dict[str, Any]:
     path = file or DEFAULT_CONFIG_FILE
     if file is None and not path.exists():
