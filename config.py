@@ -829,6 +829,15 @@ def _require_known(setting: str, written: str, place: str, prefix: str = "") -> 
     raise ConfigError(f"{written} {place} is no setting; {hint}{'?' if near else '.'}")
 
 
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment less everything that `load_settings` reads from it."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(ENVIRONMENT_PREFIX) and name != BINANCE_HOST_VARIABLE
+    }
+
+
 def _read_toml(file: Path | None) -> dict[str, _Given]:
     path = file or DEFAULT_CONFIG_FILE
     if file is None and not path.exists():

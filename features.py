@@ -37,7 +37,7 @@ CAP_QUANTILE: Final = 0.9995
 EWMA_PRIOR_WEIGHT: Final = 0.05  # of the next slower average, in bars
 LOG_FLOOR: Final = 0.05  # added to |z| before a logarithm; mean |z| is 1
 
-CHUNK_BARS: Final = 16384  # whose averages are worked out together
+CHUNK_BARS: Final = 8192  # whose averages are worked out together
 
 CLOCK_NAMES: Final = ("closed", "day_sin", "day_cos", "weekday")
 SHIFTS_DAYS: Final = (1, 2, 3, 5, 7)  # the same window on earlier days
@@ -190,15 +190,13 @@ def initial_state(spec: FrequencySpec, start_ts: int) -> EwmaState:
     )
 
 
-def _channels(z: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Observations of every channel, 0 where unknown; (channels, n) and known (n,)."""
+def _channels(z: FloatArray) -> FloatArray:
+    """Observations of every channel, 0 where unknown, then what is known; (channels + 1, n)."""
     known = np.isfinite(z)
     value = np.where(known, z, 0.0)
     size = np.abs(value)
-    rows = (
-        np.stack([size, size**2, np.log(size + LOG_FLOOR), value, np.maximum(value, 0.0)]) * known
-    )
-    return rows, known.astype(np.float64)
+    channels = [size, size**2, np.log(size + LOG_FLOOR), value, np.maximum(value, 0.0)]
+    return np.asarray(np.stack([*channels, np.ones(len(z))]) * known, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -216,15 +214,14 @@ def trace_ewma(spec: FrequencySpec, z: FloatArray, state: EwmaState) -> EwmaTrac
     the filter is `s = x + decay·s`. An average with little weight behind it
     leans on the next slower one, the slowest on the training mean.
     """
-    rows, known = _channels(z)
-    sums = np.empty((len(CHANNELS), len(spec.ewma_half_lives), len(z)))
-    weights = np.empty((len(spec.ewma_half_lives), len(z)))
+    rows = _channels(z)
+    before = np.vstack([state.sums, state.weights])
+    after = np.empty((len(rows), len(spec.ewma_half_lives), len(z)))
     for h, half_life in enumerate(spec.ewma_half_lives):
         decay = 0.5 ** (1.0 / half_life)
-        taps = [1.0, -decay]
-        weights[h] = lfilter([1.0], taps, known, zi=[decay * state.weights[h]])[0]
-        start = decay * state.sums[:, h : h + 1]
-        sums[:, h] = lfilter([1.0], taps, rows, axis=1, zi=start)[0]
+        start = decay * before[:, h : h + 1]
+        after[:, h] = lfilter([1.0], [1.0, -decay], rows, axis=1, zi=start)[0]
+    sums, weights = after[:-1], after[-1]
     end = EwmaState(
         end_ts=state.end_ts + len(z) * spec.bar_s,
         sums=sums[:, :, -1].copy() if len(z) else state.sums,
@@ -330,26 +327,28 @@ def feature_frame(
     z = standardiser.apply(grid)
     past = _Past.of(spec, standardiser, grid, z)
     level = np.empty(len(rows))
-    shared, by_bucket = _Table(len(rows)), [_Table(len(rows)) for _ in spec.bucket_ends]
+    buckets = range(len(spec.bucket_ends))
+    shared, by_bucket = _Table(len(rows)), _Table(len(buckets), len(rows))
     for begin in range(0, max(len(grid), 1), CHUNK_BARS):
         trace = trace_ewma(spec, z[begin : begin + CHUNK_BARS], state)
         state = trace.state
         low, high = np.searchsorted(rows, (begin, begin + CHUNK_BARS)).tolist()
         chosen = rows[low:high]
-        means = trace.means[:, :, chosen - begin]
+        means = trace.means[:, :, _indexing(chosen - begin)]
         level[low:high] = means[0, _fallback(spec)]
         columns = _ewma_columns(spec, means)
         columns |= _recent_columns(past, chosen)
         columns |= _shape_columns(spec, past, chosen)
         columns |= _clock_columns(standardiser, grid, chosen)
-        shared.write(low, columns)
-        for bucket, table in enumerate(by_bucket):
-            table.write(low, _bucket_columns(spec, past, means, chosen, bucket))
+        shared.write((slice(low, high),), columns)
+        for bucket in buckets:
+            columns = _bucket_columns(spec, past, means, chosen, bucket)
+            by_bucket.write((bucket, slice(low, high)), columns)
     return FeatureFrame(
         names=shared.names,
-        bucket_names=by_bucket[0].names,
+        bucket_names=by_bucket.names,
         shared=shared.values,
-        by_bucket=np.stack([table.values for table in by_bucket]),
+        by_bucket=by_bucket.values,
         level=level,
         end_ts=grid.open_ts[rows] + spec.bar_s,
     )
@@ -360,20 +359,28 @@ def _fallback(spec: FrequencySpec) -> int:
     return int(np.argmin(np.abs(np.array(spec.ewma_half_lives) - spec.fallback_half_life)))
 
 
+def _indexing(rows: IntArray) -> IntArray | slice:
+    """The same rows without a copy, where they follow each other."""
+    if len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1:
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return rows
+
+
 class _Table:
-    """Named columns, float32, filled from the top."""
+    """Named columns, float32, of rows in one or more dimensions, filled part by part."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, *rows: int) -> None:
         self.names: tuple[str, ...] = ()
-        self.values: Any = np.empty((rows, 0), dtype=np.float32)
+        self.values: Any = np.empty((*rows, 0), dtype=np.float32)
 
-    def write(self, first: int, columns: dict[str, FloatArray]) -> None:
-        """Set the rows from `first` on; the columns are the same every time."""
+    def write(self, part: tuple[int | slice, ...], columns: dict[str, FloatArray]) -> None:
+        """Set a part of the rows; the columns are the same every time."""
         if not self.names:
             self.names = tuple(columns)
-            self.values = np.empty((len(self.values), len(columns)), dtype=np.float32)
+            self.values = np.empty((*self.values.shape[:-1], len(columns)), dtype=np.float32)
+        values = self.values[part]
         for place, column in enumerate(columns.values()):
-            self.values[first : first + len(column), place] = column
+            values[:, place] = column
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -437,16 +444,18 @@ def feature_names(spec: FrequencySpec) -> tuple[tuple[str, ...], tuple[str, ...]
 def _ewma_columns(spec: FrequencySpec, means: FloatArray) -> dict[str, FloatArray]:
     names = [f"{half_life:g}" for half_life in spec.ewma_half_lives]
     size = np.maximum(means[0], 1e-3)
-    columns = {f"log_size_{name}": np.log(size[h]) for h, name in enumerate(names)}
+    log_size = np.log(size)
+    columns = {f"log_size_{name}": log_size[h] for h, name in enumerate(names)}
     for h in range(1, len(names), 2):
         # A day and slower, only the size itself forecasts: the rest fits the past.
         if spec.ewma_half_lives[h] >= spec.bars_per_day:
             continue
         square = np.maximum(means[1, h], 1e-6)
-        columns[f"log_rms_ratio_{names[h]}"] = 0.5 * np.log(square) - np.log(size[h])
+        columns[f"log_rms_ratio_{names[h]}"] = 0.5 * np.log(square) - log_size[h]
         columns[f"log_mean_ratio_{names[h]}"] = means[2, h] - np.log(size[h] + LOG_FLOOR)
-        columns[f"drift_{names[h]}"] = means[3, h] / size[h]
-        columns[f"absolute_drift_{names[h]}"] = np.abs(means[3, h]) / size[h]
+        drift = means[3, h] / size[h]
+        columns[f"drift_{names[h]}"] = drift
+        columns[f"absolute_drift_{names[h]}"] = np.abs(drift)
         columns[f"upward_{names[h]}"] = means[4, h] / size[h]
     return columns
 
@@ -507,6 +516,7 @@ def _bucket_columns(
     # A short bucket is widened: one minute of one earlier day says nothing.
     margin = max(0, (15 * 60 // spec.bar_s - (end - begin)) // 2)
     slow = np.maximum(means[0, -2], 1e-3)
+    log_slow = np.log(slow + LOG_FLOOR)
     columns: dict[str, FloatArray] = {}
     total = np.zeros(len(rows))
     for days in SHIFTS_DAYS:
@@ -515,11 +525,11 @@ def _bucket_columns(
         first = rows + 1 + begin - shift - margin
         last = np.minimum(rows + 1 + end - shift + margin, rows + 1)
         then = mean_size(past.sums, first, last, np.nan)
-        then = np.where(np.isfinite(then), then, slow)
-        total += np.log(then + LOG_FLOOR)
+        log_then = np.log(np.where(np.isfinite(then), then, slow) + LOG_FLOOR)
+        total += log_then
         if days in (1, 7):
-            columns[f"log_size_{days}d_ago"] = np.log(then + LOG_FLOOR) - np.log(slow + LOG_FLOOR)
-    columns["log_size_days_ago"] = total / len(SHIFTS_DAYS) - np.log(slow + LOG_FLOOR)
+            columns[f"log_size_{days}d_ago"] = log_then - log_slow
+    columns["log_size_days_ago"] = total / len(SHIFTS_DAYS) - log_slow
     columns["log_profile"] = np.log(past.clock[rows + (begin + end + 1) // 2])
     return columns
 

@@ -155,7 +155,7 @@ class ModelSet:
             value = 0.0
             if weight > 0.0 and lead_s in self.centre_models:
                 bars = np.array([lead_s // self.spec.bar_s])
-                row = centre_design(frame.last(), bars)
+                row = centre_design(frame.last().shared, bars)
                 value = weight * float(np.asarray(self.centre_models[lead_s].predict(row))[0])
             expected[lead_s] = value
         return expected
@@ -172,22 +172,27 @@ def scale_design(
     """Rows of the scale model; (n, features) float32."""
     own = np.hstack([frame.shared, frame.by_bucket[bucket]])
     design = np.empty((len(own), own.shape[1] + len(EXTRA_SCALE_NAMES)), dtype=np.float32)
-    fill_scale_design(design, spec, own, bucket, linear_log_level)
+    bucket_part(design)[:] = own
+    set_extra_columns(design, spec, bucket, linear_log_level)
     return design
 
 
-def fill_scale_design(
-    design: Any, spec: FrequencySpec, own: Any, bucket: int, linear_log_level: FloatArray
+def bucket_part(design: Any) -> Any:
+    """The columns of scale model rows that are the features of their lead bucket."""
+    return design[:, : -len(EXTRA_SCALE_NAMES)]
+
+
+def set_extra_columns(
+    design: Any, spec: FrequencySpec, bucket: int, linear_log_level: FloatArray
 ) -> None:
-    """Set rows of the scale model from the features of their lead bucket (n, features)."""
-    design[:, : own.shape[1]] = own
+    """Set what rows of the scale model have beside the features of their lead bucket."""
     design[:, -2] = np.log(bucket_centres(spec)[bucket])
     design[:, -1] = linear_log_level
 
 
-def centre_design(frame: FeatureFrame, lead_bars: Any) -> Any:
-    """Rows of a centre model; (n, features) float32."""
-    return np.column_stack([frame.shared, np.log(lead_bars).astype(np.float32)])
+def centre_design(shared: Any, lead_bars: Any) -> Any:
+    """Rows of a centre model from those of the shared features; (n, features) float32."""
+    return np.column_stack([shared, np.log(lead_bars).astype(np.float32)])
 
 
 def scale_names(spec: FrequencySpec) -> list[str]:

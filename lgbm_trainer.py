@@ -35,20 +35,21 @@ from config import (
 )
 from domain import FloatArray, IntArray, MarketHistory
 from errors import InsufficientHistory
-from features import ReturnGrid, return_grid
+from features import ReturnGrid, feature_names, return_grid
 from lgbm_predictor import (
     CALIBRATION,
     SCALE_MODEL,
     SCHEMA,
     Calibration,
+    bucket_part,
     centre_design,
     centre_file,
     centre_names,
     fallback_log_level,
-    fill_scale_design,
     lead_layout,
     scale_design,
     scale_names,
+    set_extra_columns,
 )
 from model_selection import (
     Judged,
@@ -169,19 +170,26 @@ def _fit_blend(market: Market, train_end: int, rng: Generator) -> tuple[LogLinea
     rows = training_rows(market, train_end)
     drawn = sample_leads(rng, len(rows), len(spec.bucket_ends), draws=BLEND_DRAWS)
     now = int(market.frame.end_ts[train_end - 1])
+    teaching = [
+        rows_known_by(market, bucket, rows[(drawn == bucket).any(axis=1)], train_end)
+        for bucket in range(len(spec.bucket_ends))
+    ]
+    # The same for all buckets: the system clears new memory page by page.
+    size, width = max(map(len, teaching)), sum(map(len, feature_names(spec)))
+    design, room = (np.empty((size, width + more), dtype=np.float32) for more in (0, 1))
     fits = []
-    for bucket in range(len(spec.bucket_ends)):
-        chosen = rows_known_by(market, bucket, rows[(drawn == bucket).any(axis=1)], train_end)
+    for bucket, chosen in enumerate(teaching):
         _require_rows(chosen)
         fits.append(
             fit_blend_bucket(
                 spec,
                 bucket,
-                bucket_rows(market.frame, bucket, chosen),
+                bucket_rows(market.frame, bucket, chosen, out=design[: len(chosen)]),
                 market.targets[bucket, chosen],
                 recency_weights(market.frame.end_ts[chosen], now, spec.blend_half_life_days),
                 prior=market.prior,
                 days=market.days_known(train_end),
+                room=room[: len(chosen)],
             )
         )
     return tuple(fits)
@@ -208,10 +216,11 @@ def _scale_rows(
     labels, offsets = np.empty(len(ends)), np.empty(len(ends))
     end = 0
     for bucket, part in enumerate(blend):
-        own = bucket_rows(market.frame, bucket, chosen[bucket])
-        begin, end = end, end + len(own)
+        begin, end = end, end + len(chosen[bucket])
+        own = bucket_part(design[begin:end])
+        bucket_rows(market.frame, bucket, chosen[bucket], out=own)
         offsets[begin:end] = part.log_level(own)
-        fill_scale_design(design[begin:end], spec, own, bucket, offsets[begin:end])
+        set_extra_columns(design[begin:end], spec, bucket, offsets[begin:end])
         labels[begin:end] = market.targets[bucket, chosen[bucket]]
     now = int(market.frame.end_ts[min(limit, len(market.grid)) - 1])
     return lightgbm.Dataset(
@@ -237,13 +246,14 @@ def _centre_rows(
     bars = jitter_leads(rng, spec, lead, len(rows))
     target = market.centre_targets(rows, bars)
     keep = np.isfinite(target) & (rows + bars < limit)
-    _require_rows(rows[keep])
-    frame = market.frame.take(rows[keep])
+    rows = rows[keep]
+    _require_rows(rows)
+    ends = market.frame.end_ts[rows]
     now = int(market.frame.end_ts[min(limit, len(market.grid)) - 1])
     return lightgbm.Dataset(
-        centre_design(frame, bars[keep]),
+        centre_design(market.frame.shared[rows], bars[keep]),
         label=target[keep],
-        weight=recency_weights(frame.end_ts, now, spec.recency_half_life_days),
+        weight=recency_weights(ends, now, spec.recency_half_life_days),
         feature_name=centre_names(spec),
     )
 
@@ -319,7 +329,7 @@ def _predict_fold(
     ]
     lead_bars = [np.full(len(rows), lead_s // spec.bar_s) for lead_s in spec.leads_s]
     centre = [
-        model.predict(centre_design(frame, bars))
+        model.predict(centre_design(frame.shared, bars))
         for model, bars in zip(centres, lead_bars, strict=True)
     ]
     return Judged(

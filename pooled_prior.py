@@ -85,6 +85,7 @@ def fit_blend_bucket(
     *,
     prior: PooledPrior | None,
     days: float,
+    room: Any = None,
 ) -> LogLinearScale:
     """The blend of one lead bucket; shapes as `fit_log_linear`.
 
@@ -93,7 +94,7 @@ def fit_blend_bucket(
     """
     ridge = blend_ridge(spec)
     if prior is None:
-        return fit_log_linear(x, y, weight, ridge=ridge)
+        return fit_log_linear(x, y, weight, ridge=ridge, room=room)
     pull = max(1.0, (spec.pool_days / max(days, 1e-3)) ** 2)
     return fit_log_linear(
         x,
@@ -102,4 +103,5 @@ def fit_blend_bucket(
         ridge=pull * ridge,
         prior=prior.blend[bucket],
         intercept_ridge=pull * INTERCEPT_RIDGE,
+        room=room,
     )

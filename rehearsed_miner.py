@@ -22,7 +22,7 @@ from uuid import uuid4
 
 import requests
 
-from config import BINANCE_HOST_VARIABLE, ENVIRONMENT_PREFIX
+from config import without_settings
 from errors import MinerError
 from rehearsal_findings import Vitals
 
@@ -44,9 +44,11 @@ def write_config(file: Path, values: Mapping[str, Any]) -> None:
 class RehearsedMiner:
     """One life of the miner, from its start to its end."""
 
-    def __init__(self, config_file: Path, log_file: Path, source: str) -> None:
+    def __init__(
+        self, config_file: Path, log_file: Path, source: str, flags: Sequence[str] = ()
+    ) -> None:
         self._config_file = config_file
-        self._source = source
+        self._flags = ["--source", source, *flags]
         self._log: IO[bytes] = log_file.open("ab")
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -63,7 +65,7 @@ class RehearsedMiner:
         script, config = str(SCRIPT), str(self._config_file)
         self.began = time.monotonic()
         self._process = subprocess.Popen(  # noqa: S603  # our own script
-            [sys.executable, script, "--config", config, "--source", self._source],
+            [sys.executable, script, "--config", config, *self._flags],
             cwd=self._config_file.parent,
             env=_clean_environment(self._mark),
             stdin=subprocess.DEVNULL,
@@ -184,12 +186,7 @@ def marked(mark: str) -> list[int]:
 
 def _clean_environment(mark: str) -> dict[str, str]:
     """No setting of the operator's own miner leaks in; the mark does."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(ENVIRONMENT_PREFIX) and name != BINANCE_HOST_VARIABLE
-    }
-    return kept | {MARK_VARIABLE: mark}
+    return without_settings(os.environ) | {MARK_VARIABLE: mark}
 
 
 def log_lines(log_file: Path) -> Sequence[str]:

@@ -34,7 +34,9 @@ NEWTON_STEPS: Final = 20  # at most
 CONVERGED: Final = 1e-5  # a step below this is the last one
 ROUGHLY: Final = 1e-3  # the same for the steps with some of the rows
 ROUGH_ROWS: Final = 30_000
-BLOCK_ROWS: Final = 1024  # that are worked on together: few enough for the processor's cache
+# Rows that are worked on together: few enough for the processor's cache.
+BLOCK_ROWS: Final = 1024  # where they are summed, so that the blocks show in the last digits
+LIGHT_ROWS: Final = 256
 
 CONTROLLER_HALF_LIFE_DAYS: Final = 10.0
 CONTROLLER_LIMIT: Final = 0.25  # of the log multiplier
@@ -65,7 +67,7 @@ class LogLinearScale:
         Summed row by row, so a row's bytes do not depend on its neighbours.
         """
         level = np.empty(len(x))
-        for rows in _blocks(len(x)):
+        for rows in _blocks(len(x), LIGHT_ROWS):
             standard = np.clip((x[rows] - self.centre) / self.spread, -CLIP_SD, CLIP_SD)
             level[rows] = np.ascontiguousarray(standard * self.slope).sum(axis=1)
         return np.asarray(self.intercept + level, dtype=np.float64)
@@ -95,14 +97,15 @@ def bucket_design(frame: FeatureFrame, bucket: int) -> FloatArray:
     return np.hstack([frame.shared, frame.by_bucket[bucket]]).astype(np.float64)
 
 
-def bucket_rows(frame: FeatureFrame, bucket: int, chosen: IntArray) -> Any:
-    """The same at some rows, as they are kept; (chosen, features) float32."""
+def bucket_rows(frame: FeatureFrame, bucket: int, chosen: IntArray, out: Any = None) -> Any:
+    """The same at some rows, as they are kept; (chosen, features) float32, `out` if given."""
     shared, own = frame.shared, frame.by_bucket[bucket]
-    design = np.empty((len(chosen), shared.shape[1] + own.shape[1]), dtype=np.float32)
-    for rows in _blocks(len(chosen)):
-        design[rows, : shared.shape[1]] = shared[chosen[rows]]
-        design[rows, shared.shape[1] :] = own[chosen[rows]]
-    return design
+    if out is None:
+        out = np.empty((len(chosen), shared.shape[1] + own.shape[1]), dtype=np.float32)
+    for rows in _blocks(len(chosen), LIGHT_ROWS):
+        out[rows, : shared.shape[1]] = shared[chosen[rows]]
+        out[rows, shared.shape[1] :] = own[chosen[rows]]
+    return out
 
 
 def fit_log_linear(
@@ -113,6 +116,7 @@ def fit_log_linear(
     ridge: float | FloatArray = LIGHT_RIDGE,
     prior: LogLinearScale | None = None,
     intercept_ridge: float = 0.0,
+    room: Any = None,
 ) -> LogLinearScale:
     """Gamma regression with a log link, ridge and a bounded gradient.
 
@@ -125,7 +129,8 @@ def fit_log_linear(
     whichever is larger, for a few rows may hardly have moved it. The information
     matrix of the gamma family does not depend on the fit, so one factorisation
     serves every Newton step. It decides how fast they arrive, not where: some of many
-    rows are enough for it, and for the first steps.
+    rows are enough for it, and for the first steps. `room` (n, 1 + features) float32, whatever
+    is in it: where to put the standardised rows, for who fits often.
     """
     weight = weight / weight.sum()
     centre, spread = _moments(x, weight)
@@ -136,7 +141,8 @@ def fit_log_linear(
         target = _in_units(prior, centre, spread)
     ridges = np.broadcast_to(np.asarray(ridge, dtype=np.float64), centre.shape)
     fitted = np.isfinite(ridges)
-    standard = _standardised(x, centre, spread, fitted)
+    standard = np.empty((len(x), 1 + len(centre)), dtype=np.float32) if room is None else room
+    _standardise(x, centre, spread, fitted, standard)
     pull = target, np.concatenate(([intercept_ridge], np.where(fitted, ridges, 1.0)))
     some = slice(None, None, max(len(y) // ROUGH_ROWS, 1))
     rough = standard[some].copy(), y[some], weight[some]
@@ -146,9 +152,9 @@ def fit_log_linear(
     return LogLinearScale(centre=centre, spread=spread, slope=beta[1:], intercept=float(beta[0]))
 
 
-def _blocks(n_rows: int) -> Iterator[slice]:
+def _blocks(n_rows: int, at_once: int = BLOCK_ROWS) -> Iterator[slice]:
     """All rows, block by block."""
-    return (slice(begin, begin + BLOCK_ROWS) for begin in range(0, n_rows, BLOCK_ROWS))
+    return (slice(begin, begin + at_once) for begin in range(0, n_rows, at_once))
 
 
 def _moments(x: Any, weight: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -161,20 +167,18 @@ def _moments(x: Any, weight: FloatArray) -> tuple[FloatArray, FloatArray]:
     return centre, np.maximum(np.sqrt(variance), 1e-6)
 
 
-def _standardised(
-    x: Any, centre: FloatArray, spread: FloatArray, fitted: npt.NDArray[np.bool_]
-) -> Any:
+def _standardise(
+    x: Any, centre: FloatArray, spread: FloatArray, fitted: npt.NDArray[np.bool_], standard: Any
+) -> None:
     """A column of ones, then the clipped features, 0 if not fitted; (n, 1 + features) float32."""
-    standard = np.empty((len(x), 1 + len(centre)), dtype=np.float32)
-    centre, spread = centre.astype(x.dtype), spread.astype(x.dtype)
-    for rows in _blocks(len(x)):
+    centre, spread, kept = (each.astype(x.dtype) for each in (centre, spread, fitted))
+    # Clipping moves the mean a little; the ones keep the intercept from feeling it.
+    standard[:, 0] = 1.0
+    for rows in _blocks(len(x), LIGHT_ROWS):
         part = x[rows] - centre
         part /= spread
         np.clip(part, -CLIP_SD, CLIP_SD, out=part)
-        # Clipping moves the mean a little; the ones keep the intercept from feeling it.
-        standard[rows, 0] = 1.0
-        np.multiply(part, fitted, out=standard[rows, 1:])
-    return standard
+        np.multiply(part, kept, out=standard[rows, 1:])
 
 
 def _information(standard: Any, weight: FloatArray) -> FloatArray:

@@ -282,7 +282,7 @@ def _models(market: Market, history: MarketHistory, moment: int) -> ModelSet:
     return load_model_set(_published(market, history, moment)[0])
 
 
-def _fit_baselines(
+def fit_baselines(
     market: Market, history: MarketHistory, past: MarketHistory
 ) -> tuple[Forecaster, ...]:
     """The baselines of the market, fitted to `past`; the oracle sees all of `history`."""
@@ -352,7 +352,7 @@ def replay_prompts(
 ) -> list[dict[str, Any]]:
     """The task: answer and score the prompts with a set, given as its files."""
     engine = EngineForecaster(_set_from(files))
-    baselines = _fit_baselines(market, history, _past(market, history, moment))
+    baselines = fit_baselines(market, history, _past(market, history, moment))
     found = []
     for result in _results(market, history, engine, baselines, times):
         found.append(result.to_dict())

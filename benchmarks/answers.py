@@ -22,13 +22,14 @@ from benchmarks.measuring import (
     Row,
     Work,
     bench_parser,
+    bench_settings,
     finish,
     in_turn,
     milliseconds,
     ratio_row,
 )
 from config import FREQUENCIES, NUM_PATHS, Frequency, Settings
-from console import run_script, settings_from
+from console import run_script
 from data_fetcher import open_source
 from domain import FloatArray, ForecastRequest
 from errors import MinerError
@@ -49,7 +50,7 @@ def main() -> int:
     """Time the answers of one asset at both frequencies."""
     args = bench_parser("Time warm answers.", "answers").parse_args()
     give_memory_back()  # as the miner does
-    settings = settings_from(args)
+    settings = bench_settings(args)
     engine = ForecastEngine.open(open_source(settings), settings)
     rows = [
         row

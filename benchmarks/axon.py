@@ -29,11 +29,11 @@ from starlette.middleware.gzip import GZipMiddleware
 
 from answer_desk import AnswerDesk
 from axon_adapter import AxonServer, SimulationInput, bt
-from benchmarks.measuring import Row, bench_parser, finish, milliseconds, ratio_row
+from benchmarks.measuring import Row, bench_parser, bench_settings, finish, milliseconds, ratio_row
 from caller_rules import CallerPolicy
 from chain import StaticChain
 from config import NUM_PATHS
-from console import run_script, settings_from, table
+from console import run_script, table
 from data_fetcher import open_source
 from domain import ForecastRequest
 from forecast_engine import ForecastEngine
@@ -56,7 +56,7 @@ class Simulation(bt.Synapse):  # type: ignore[misc]  # bittensor comes without t
 def main() -> int:
     """Time all ways in turn."""
     args = bench_parser("Time LF answers over the axon.", "axon").parse_args()
-    settings = settings_from(args)
+    settings = bench_settings(args)
     engine = ForecastEngine.open(open_source(settings), settings)
     with TemporaryDirectory() as folder, _bench(Path(folder), engine, args.asset.upper()) as bench:
         asyncio.run(bench.run())

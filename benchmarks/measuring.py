@@ -7,9 +7,9 @@ What is compared is done in turn, so that a machine that slows down slows both.
 import json
 import os
 import platform
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from time import thread_time
@@ -17,10 +17,12 @@ from typing import Final
 
 import numpy as np
 
+from config import Settings, load_settings
 from console import add_common_arguments, script_parser, table
 from domain import FloatArray
 
 QUARTILES: Final = (25, 75)
+NO_SETTINGS: Final = Path(os.devnull)  # a settings file that says nothing
 Work = Callable[[int], object]  # what is timed, by the number of its turn
 
 
@@ -31,7 +33,7 @@ class Row:
     what: str
     against: str  # what the ratio refers to, or the unit
     value: float
-    low: float  # the spread: quartiles over the turns
+    low: float  # the spread: quartiles over the turns, or the range of a few
     high: float
     reach: float
     at_least: bool  # else at most
@@ -78,6 +80,22 @@ def ratio_row(
     )
 
 
+def plain_row(
+    what: str, unit: str, values: Sequence[float], *, reach: float, detail: str = ""
+) -> Row:
+    """The row of a few numbers that should stay below `reach`; their spread is their range."""
+    return Row(
+        what=what,
+        against=unit,
+        value=float(np.median(values)),
+        low=min(values),
+        high=max(values),
+        reach=reach,
+        at_least=False,
+        detail=detail,
+    )
+
+
 def in_turn(works: Mapping[str, Work], turns: int) -> dict[str, FloatArray]:
     """CPU seconds of every work in every turn, by name; each (turns,)."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -109,6 +127,15 @@ def bench_parser(description: str, name: str) -> ArgumentParser:
         "--rows", type=Path, metavar="FILE", help="where to write the rows, JSON (default: nowhere)"
     )
     return parser
+
+
+def bench_settings(args: Namespace) -> Settings:
+    """Settings from the flags alone, and from the file if one is named. Raises: ConfigError.
+
+    What an operator has set for a miner of this folder is not what is measured.
+    """
+    flags = {entry.name: getattr(args, entry.name, None) for entry in fields(Settings)}
+    return load_settings(args.config or NO_SETTINGS, {}, **flags)
 
 
 def finish(title: str, rows: Sequence[Row], file: Path | None) -> int:

@@ -3,26 +3,31 @@
     python -m benchmarks.replay --source archive --archive-dir bars --model-dir models
 
 The drawn back-test with 1000 paths: distinct prompts, each answered by the engine of
-the tables of skill from what was known then, scored, and its calibration taken. What
-it comes to beside the baselines that a back-test draws by default is in the detail.
+the tables of skill from what was known then, scored, and its calibration taken; once
+the engine alone, and once as `backtest.py` does it by default, beside four baselines.
+Sets are trained until the replay begins, so that the regime controller has outcomes to
+follow, as in a back-test.
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import thread_time
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from baselines import ConstantSigma, EwmaStudentT, Forecaster
-from benchmarks.measuring import Row, bench_parser, finish, ratio_row
-from config import DAY_S, Frequency, Settings, competition_like, protocol_profile
-from console import run_script, settings_from
+from baselines import Forecaster
+from benchmarks.measuring import Row, bench_parser, bench_settings, finish, ratio_row
+from config import DAY_S, Frequency, Settings, protocol_profile
+from console import run_script
 from data_fetcher import open_source
 from domain import FloatArray, IntArray, MarketHistory
-from lgbm_predictor import load_model_set
-from market_baselines import Har, Oracle, fit_har
-from model_store import published_sets
+from lgbm_predictor import ModelSet, load_model_set
+from lgbm_trainer import train
+from model_store import publish_set
 from replay import EngineForecaster, known_at_prompt, prompt_times, replay
+from walk_forward import DEFAULT_BASELINES, Market, fit_baselines
 
 RUNS = 5
 PROMPTS = 128  # a run
@@ -33,61 +38,78 @@ LEAST_RATE = {Frequency.LF: 8.0, Frequency.HF: 20.0}
 def main() -> int:
     """Replay one asset at both frequencies."""
     args = bench_parser("Time the replay of history.", "replay").parse_args()
-    settings = settings_from(args)
+    settings = bench_settings(args)
     with threadpool_limits(1):
-        rows = [_row(settings, args.asset.upper(), frequency) for frequency in Frequency]
+        rows = [
+            row for frequency in Frequency for row in _rows(settings, args.asset.upper(), frequency)
+        ]
     return finish(f"Replay of {args.asset}", rows, args.rows)
 
 
-def _row(settings: Settings, asset: str, frequency: Frequency) -> Row:
+def _rows(settings: Settings, asset: str, frequency: Frequency) -> list[Row]:
     history = open_source(settings).load(asset, frequency).history
     times = prompt_times(history, history.bars.end_ts - DAYS * DAY_S, None, RUNS * PROMPTS)
-    alone = _rates(settings, history, (), times)
-    beside = _rates(settings, history, _baselines(settings, history, times), times[:PROMPTS])
-    return ratio_row(
-        alone,
-        what=f"replay of history, {frequency.value.upper()}",
-        against="prompts/s",
-        reach=LEAST_RATE[frequency],
-        at_least=True,
-        detail=f"{np.median(beside):.3g}/s beside 4 baselines",
+    past = known_at_prompt(history, int(times[0]))
+    models = _trained(settings, past)
+    market = Market(
+        asset=asset,
+        frequency=frequency,
+        settings=settings,
+        train_until=past.bars.end_ts,
+        baselines=DEFAULT_BASELINES,
+        work_dir=Path(),  # nothing is kept
     )
+    beside = fit_baselines(market, history, past)
+    return [
+        ratio_row(
+            _rates(market, history, models, baselines, times),
+            what=f"replay of history, {frequency.value.upper()}, {who} and scores",
+            against="prompts/s",
+            reach=LEAST_RATE[frequency],
+            at_least=True,
+            detail=f"{len(times)} prompts",
+        )
+        for who, baselines in (("engine", ()), (f"{len(beside)} baselines, engine", beside))
+    ]
+
+
+def _trained(settings: Settings, past: MarketHistory) -> ModelSet:
+    """The models that a back-test would replay with, but for what other assets teach."""
+    result = train(
+        past, days=settings.days, seed=settings.seed, profile=protocol_profile(settings.profile)
+    )
+    with TemporaryDirectory() as name:
+        folder = publish_set(Path(name), past.asset, past.frequency, result.model_id, result.files)
+        return load_model_set(folder)
 
 
 def _rates(
-    settings: Settings, history: MarketHistory, baselines: Sequence[Forecaster], times: IntArray
+    market: Market,
+    history: MarketHistory,
+    models: ModelSet,
+    baselines: Sequence[Forecaster],
+    times: IntArray,
 ) -> FloatArray:
     """Prompts per second of every run."""
-    folder = published_sets(settings.model_dir, history.asset, history.frequency)[0]
-    engine = EngineForecaster(load_model_set(folder))
+    engine = EngineForecaster(models)
     engine.view(known_at_prompt(history, int(times[0])))  # warm: a replay begins once
-    return np.array(list(_runs(settings, history, engine, baselines, times)))
+    return np.array(list(_runs(market, history, engine, baselines, times)))
 
 
 def _runs(
-    settings: Settings,
+    market: Market,
     history: MarketHistory,
     engine: EngineForecaster,
     baselines: Sequence[Forecaster],
     times: IntArray,
 ) -> Iterator[float]:
-    profile = protocol_profile(settings.profile)
-    competition = competition_like(profile, history.asset, history.frequency)
+    seed = market.settings.seed
     for begin in range(0, len(times), PROMPTS):
         run = times[begin : begin + PROMPTS]
         begun = thread_time()
-        for _ in replay(history, engine, baselines, competition, run, seed=settings.seed):
+        for _ in replay(history, engine, baselines, market.competition, run, seed=seed):
             pass
         yield len(run) / (thread_time() - begun)
-
-
-def _baselines(
-    settings: Settings, history: MarketHistory, times: IntArray
-) -> tuple[Forecaster, ...]:
-    """Those that a back-test draws by default."""
-    past = known_at_prompt(history, int(times[0]))
-    har = Har(model=fit_har(past, days=settings.days))
-    return (ConstantSigma(), EwmaStudentT.fit(past), har, Oracle(har=har, full=history))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ import numpy as np
 from distributed.protocol import serialize
 from distributed.utils import nbytes
 
-from benchmarks.measuring import bench_parser, machine
+from benchmarks.measuring import bench_parser, bench_settings, machine
 from config import DAY_S, Frequency, Settings
-from console import run_script, settings_from, table
+from console import run_script, table
 from errors import MinerError
 from task_pool import Job, Shared, TaskPool, open_pool, work_off
 from walk_forward import (
@@ -58,7 +58,7 @@ def main() -> int:
     print(machine())
     with TemporaryDirectory() as folder:
         for frequency in Frequency:
-            _measure(args, settings_from(args), frequency, Path(folder))
+            _measure(args, bench_settings(args), frequency, Path(folder))
     return 0
 
 

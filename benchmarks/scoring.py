@@ -11,7 +11,15 @@ totals to 1e-9.
 import numpy as np
 from properscoring import crps_ensemble
 
-from benchmarks.measuring import Row, bench_parser, finish, in_turn, milliseconds, ratio_row
+from benchmarks.measuring import (
+    Row,
+    bench_parser,
+    bench_settings,
+    finish,
+    in_turn,
+    milliseconds,
+    ratio_row,
+)
 from config import (
     DAY_S,
     FREQUENCIES,
@@ -22,7 +30,7 @@ from config import (
     competition_like,
     protocol_profile,
 )
-from console import run_script, settings_from
+from console import run_script
 from data_fetcher import open_source
 from domain import FloatArray
 from errors import MinerError
@@ -41,7 +49,7 @@ TOLERANCE = 1e-9
 def main() -> int:
     """Score answers of one asset at both frequencies."""
     args = bench_parser("Time the scoring of an answer.", "scoring").parse_args()
-    settings = settings_from(args)
+    settings = bench_settings(args)
     rows = [_row(settings, args.asset.upper(), frequency) for frequency in Frequency]
     return finish(f"Scoring answers of {args.asset}", rows, args.rows)
 

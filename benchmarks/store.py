@@ -1,34 +1,35 @@
 """What a year of collected one-minute bars costs: disk, appends, a live engine's memory.
 
-    python benchmarks/store.py
-    python benchmarks/store.py --assets 2 --days 60
+    python -m benchmarks.store
+    python -m benchmarks.store --assets 2 --days 60
 
 Random walks with all columns are written into a temporary folder as the collector
 would, then each further minute is appended and read by a live engine that keeps its
-usual days in memory. Nothing else on the machine is touched.
+usual days in memory. Nothing else on the machine is touched, and no other source read.
 """
 
-import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
+from typing import Final
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from bar_store import BarStore
+from benchmarks.measuring import Row, bench_parser, finish, plain_row
 from config import DAY_S, FeedPlan, Settings, feed_plans, protocol_profile
-from console import run_script, script_parser, table
+from console import run_script, table
 from data_fetcher import LiveSource
 from domain import Bars, Candles, ForecastRequest
 from forecast_engine import ForecastEngine
 
-END = 1_765_756_800  # 2025-12-15, midnight UTC
-APPENDS = 60
+END: Final = 1_765_756_800  # 2025-12-15, midnight UTC
+APPENDS: Final = 60
+BYTES_REACH: Final = 40.0  # a bar: 270 MB for a year of 13 assets
+APPEND_REACH_MS: Final = 20.0  # waiting for the disk included
 
 
 @dataclass
@@ -41,20 +42,19 @@ class _Clock:
 
 def main() -> int:
     """Write, append, read and answer; print what each costs."""
-    options = script_parser(
-        "Measure the store of collected bars and a live engine over it.",
-        examples=["python benchmarks/store.py --assets 13 --days 365"],
+    options = bench_parser(
+        "Measure the store of collected bars and a live engine over it.", "store"
     )
     options.add_argument("--assets", type=int, default=13, help="how many (default: 13)")
     options.add_argument("--days", type=int, default=365, help="of history (default: 365)")
     args = options.parse_args()
     plans = list(feed_plans("venue", protocol_profile("2026-09")).values())[: args.assets]
     with tempfile.TemporaryDirectory() as folder:
-        _measure(Path(folder), plans, args.days)
-    return 0
+        rows = _measure(Path(folder), plans, args.days)
+    return finish("The store", rows, args.rows)
 
 
-def _measure(folder: Path, plans: list[FeedPlan], days: int) -> None:
+def _measure(folder: Path, plans: list[FeedPlan], days: int) -> list[Row]:
     store = BarStore(folder)
     started = perf_counter()
     for number, plan in enumerate(plans):
@@ -62,20 +62,29 @@ def _measure(folder: Path, plans: list[FeedPlan], days: int) -> None:
         candles = _candles(plan, *span, seed=number)
         store.append(plan.scored.venue.value, plan.asset, candles, checked=span)
     wrote_s = perf_counter() - started
-    megabytes = sum(path.stat().st_size for path in folder.rglob("*.msgpack")) / 1e6
-    n_bars = len(plans) * days * 1440
-    early, late = (_append_ms(store, plans, days_in, days) for days_in in (0, 1))
-    rows = [
-        ("bars stored", f"{len(plans)} assets × {days} days"),
-        ("on disk", f"{megabytes:.0f} MB, {1e6 * megabytes / n_bars:.1f} B a bar"),
-        ("written in", f"{wrote_s:.0f} s"),
-        ("append of a minute after midnight", f"{early:.1f} ms an asset"),
-        ("append of a minute before midnight", f"{late:.1f} ms an asset"),
-    ]
+    stored = sum(path.stat().st_size for path in folder.rglob("*.msgpack"))
+    appends = [_append_ms(store, plans, days_in, days) for days_in in (0, 1)]
     # In a process of its own: this one has held a year of bars.
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        rows += pool.submit(_live_rows, folder, len(plans)).result()
-    table("The store", ("what", "cost"), rows)
+        live = pool.submit(_live_rows, folder, len(plans)).result()
+    table("A live engine over the store", ("what", "cost"), live)
+    what = f"{len(plans)} assets, {days} days"
+    return [
+        plain_row(
+            f"bars on the disk, {what}",
+            "bytes a bar",
+            [stored / (len(plans) * days * 1440)],
+            reach=BYTES_REACH,
+            detail=f"{stored / 1e6:.0f} MB, written in {wrote_s:.0f} s",
+        ),
+        plain_row(
+            "storing a closed minute",
+            "ms an asset",
+            appends,
+            reach=APPEND_REACH_MS,
+            detail="of a day that begins, and of one that is nearly full",
+        ),
+    ]
 
 
 def _live_rows(folder: Path, n_assets: int) -> list[tuple[str, str]]:

@@ -4,79 +4,112 @@
 
 A bare fit is `lightgbm.train` with the training's own parameters on the training's own
 matrices, 28 times as it is: a scale and six centres, for three folds and for good,
-binning and early stopping included. Both are done in turn, in seconds of CPU of
-one thread. Where the source has less than a year of minutes, a simulated one is trained.
+binning and early stopping included. Fit by fit the one or the other comes first. The
+training leans on pools as that of `train_models.py` does; they serve all assets and are
+fitted beforehand. Where the source has less than a year of minutes, a simulated one is
+trained.
+
+Both sides are one thread, so alone on a machine their CPU seconds are what the wall clock
+says. On one that others use, wall seconds count the others' work too: the rows hold CPU,
+and the ratio by the wall clock stands beside it.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import numpy as np
 
-from benchmarks.measuring import Row, bench_parser, finish, ratio_row
-from benchmarks.one_training import YEAR_DAYS, Cost, train_alone
+from benchmarks.measuring import Row, bench_parser, bench_settings, finish, plain_row, ratio_row
+from benchmarks.one_training import YEAR_DAYS, Cost, Pools, fit_pools, train_alone
 from config import Settings
-from console import run_script, settings_from
+from console import run_script
 
-TURNS: Final = 2
+TURNS: Final = 3
+ALONE: Final = 2  # trainings of a year as they are, for their memory
 REACH: Final = 1.35
 MEMORY_REACH_MB: Final = 1200.0
 LEADS: Final = (6, 12, 24)
+LEADS_TURNS: Final = 2
 LEADS_REACH: Final = 1.6
 LEADS_DAYS: Final = 120.0  # of bars, to compare numbers of leads
 
 
 def main() -> int:
     """Train in turn, print the rows."""
-    args = bench_parser("Time training, and its fits by LightGBM alone.", "training").parse_args()
-    settings = settings_from(args)
-    rows = [*_year(settings, args.asset), *_leads(settings, args.asset)]
+    parser = bench_parser("Time training, and its fits by LightGBM alone.", "training")
+    parser.add_argument(
+        "--days",
+        type=float,
+        default=float(YEAR_DAYS),
+        metavar="D",
+        help=f"days of history of the first row (default: {YEAR_DAYS})",
+    )
+    args = parser.parse_args()
+    settings = bench_settings(args)
+    with TemporaryDirectory() as folder:
+        pools = fit_pools(settings, args.asset, Path(folder))
+        rows = [
+            *_year(settings, args.asset, pools, args.days),
+            *_leads(settings, args.asset, pools, min(LEADS_DAYS, args.days)),
+        ]
     return finish("Training", rows, args.rows)
 
 
-def _year(settings: Settings, asset: str) -> list[Row]:
-    both = [train_alone(settings, asset, bare=True) for _ in range(TURNS)]
-    alone = train_alone(settings, asset)
+def _year(settings: Settings, asset: str, pools: Pools, days: float) -> list[Row]:
+    both = [train_alone(settings, asset, pools, days=days, bare=True) for _ in range(TURNS)]
+    alone = [train_alone(settings, asset, pools, days=days) for _ in range(ALONE)]
+    by_clock = np.median([cost.whole.wall_s / cost.bare.wall_s for cost in both])
     return [
         ratio_row(
-            np.array([cost.seconds / cost.bare_s for cost in both]),
-            what=f"training {asset} HF, {YEAR_DAYS} days, {alone.bars} bars",
-            against="bare LightGBM fits",
+            np.array([cost.whole.cpu_s / cost.bare.cpu_s for cost in both]),
+            what=f"training {asset} HF, {days:g} days, {both[0].bars} bars",
+            against="bare LightGBM fits, CPU",
             reach=REACH,
             at_least=False,
-            detail=_seconds(*both) + f"; alone {alone.seconds:.0f} s CPU, {alone.wall_s:.0f} s",
+            detail=f"{_seconds(both)}; {by_clock:.2f} by the wall clock",
         ),
-        Row(
-            what="its memory, at the peak",
-            against="MB",
-            value=alone.peak_mb,
-            low=alone.peak_mb,
-            high=alone.peak_mb,
+        plain_row(
+            "its memory, at the peak",
+            "MB",
+            [cost.peak_mb for cost in alone],
             reach=MEMORY_REACH_MB,
-            at_least=False,
+            detail=_pooled(pools),
         ),
     ]
 
 
-def _seconds(*costs: Cost) -> str:
-    return ", ".join(f"{cost.seconds:.0f} / {cost.bare_s:.0f}" for cost in costs) + " s"
+def _seconds(costs: Sequence[Cost]) -> str:
+    pairs = (f"{cost.whole.cpu_s:.0f} / {cost.bare.cpu_s:.0f}" for cost in costs)
+    return ", ".join(pairs) + " s"
 
 
-def _leads(settings: Settings, asset: str) -> list[Row]:
+def _pooled(pools: Pools) -> str:
+    if not pools.assets:
+        return "without pools: the source has one asset"
+    return (
+        f"{len(pools.files)} pools of {len(pools.assets)} assets: {pools.time.cpu_s:.0f} s of CPU, "
+        f"{pools.peak_mb:.0f} MB, once for all"
+    )
+
+
+def _leads(settings: Settings, asset: str, pools: Pools, days: float) -> list[Row]:
     """Time and rows with more anchor leads, as multiples of those with the fewest."""
     turns = [
-        {leads: train_alone(settings, asset, days=LEADS_DAYS, leads=leads) for leads in LEADS}
-        for _ in range(TURNS)
+        {leads: train_alone(settings, asset, pools, days=days, leads=leads) for leads in LEADS}
+        for _ in range(LEADS_TURNS)
     ]
     rows = [turns[0][leads].rows for leads in LEADS]
-    seconds = [np.median([turn[leads].seconds for turn in turns]) for leads in LEADS]
+    cpu_s = [np.median([turn[leads].whole.cpu_s for turn in turns]) for leads in LEADS]
     return [
         ratio_row(
-            np.array([turn[LEADS[-1]].seconds / turn[LEADS[0]].seconds for turn in turns]),
-            what=f"training with {LEADS[-1]} leads, {LEADS_DAYS:g} days",
-            against=f"with {LEADS[0]}",
+            np.array([turn[LEADS[-1]].whole.cpu_s / turn[LEADS[0]].whole.cpu_s for turn in turns]),
+            what=f"training with {LEADS[-1]} leads, {days:g} days",
+            against=f"with {LEADS[0]}, CPU",
             reach=LEADS_REACH,
             at_least=False,
-            detail=" / ".join(f"{each:.1f}" for each in seconds) + f" s with {_listed(LEADS)}",
+            detail=" / ".join(f"{each:.1f}" for each in cpu_s) + f" s with {_listed(LEADS)}",
         ),
         ratio_row(
             np.array([max(rows) / min(rows)]),
@@ -89,7 +122,7 @@ def _leads(settings: Settings, asset: str) -> list[Row]:
     ]
 
 
-def _listed(values: tuple[int, ...] | list[int]) -> str:
+def _listed(values: Sequence[int]) -> str:
     return " / ".join(str(value) for value in values)
 
 

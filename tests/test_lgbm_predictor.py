@@ -238,7 +238,7 @@ def test_a_centre_counts_with_its_weight_and_none_without(models, frame):
     centre = weighed(models, centre_weights=weights).centre_in_scale(frame)
     assert list(centre) == list(HF.leads_s)
     for lead, weight in weights.items():
-        design = centre_design(frame, np.full(len(frame.level), lead // 60))
+        design = centre_design(frame.shared, np.full(len(frame.level), lead // 60))
         assert centre[lead] == weight * models.centre_models[lead].predict(design)[-1]
     assert centre[60] == 0.0
     assert centre[3600] != 0.0
