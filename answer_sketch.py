@@ -19,9 +19,9 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from config import Competition, IntervalKind
 from domain import FloatArray, IntArray
 from errors import DataError
+from protocol import Competition, IntervalKind
 from scoring import ScoreCard, block_volatility, interval_changes, interval_steps
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]

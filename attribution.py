@@ -17,11 +17,11 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from comparison import newey_west_error
-from config import Competition
 from domain import FloatArray, ForecastRequest
 from forecast_engine import centre_path, draw, request_rng
 from market_view import MarketView
 from path_simulator import PathShape
+from protocol import Competition
 from scoring import score_paths
 
 FACTORS: Final = tuple(np.exp(np.linspace(-0.6, 0.6, 13)).tolist())  # of the scale

@@ -24,9 +24,10 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from config import DAY_S, known_feed
+from config import DAY_S
 from domain import Bars, Candles, FloatArray, IntArray
 from errors import StateError, UnreadableState
+from feed_plans import known_feed
 from spans import Span, clip_spans, empty_slots, merge_spans, subtract_spans
 from state_store import StateStore, locked, require_plain, unlisted
 

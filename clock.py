@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
-from config import Settings
 from errors import ConfigError
+from settings import Settings
 
 _REHEARSAL: Final = re.compile(
     r"(?P<start>[^@]+)@(?P<origin>\d+(\.\d+)?)[×x](?P<speed>\d+(\.\d+)?)"

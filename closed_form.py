@@ -20,11 +20,11 @@ from typing import Any, Final, Self
 import numpy as np
 from scipy.integrate import cumulative_trapezoid, trapezoid
 
-from config import Competition, IntervalKind
 from domain import FloatArray, IntArray
 from errors import DataError
 from path_simulator import PathShape, StepLaw, simulate_steps
 from pit import histogram
+from protocol import Competition, IntervalKind
 from quantile_matching import unit_distribution
 from scoring import ScoreCard, block_volatility, interval_steps, require_known, volatility_name
 

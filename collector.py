@@ -26,15 +26,7 @@ import numpy as np
 from bar_cleaning import MAX_SPIKE_BARS, MINUTE_S, SPIKE, SetAsideBar
 from bar_store import BarStore
 from clock import Clock
-from config import (
-    DAY_S,
-    FREQUENCIES,
-    VENUE_BARS_KEPT,
-    FeedPlan,
-    FeedSymbol,
-    Frequency,
-    Venue,
-)
+from config import DAY_S, FREQUENCIES, VENUE_BARS_KEPT, FeedSymbol, Frequency, Venue
 from domain import Bars, Candles
 from errors import (
     CountryBlocked,
@@ -46,6 +38,7 @@ from errors import (
     StateError,
 )
 from feed_faults import FaultLog
+from feed_plans import FeedPlan
 from feed_seams import HOLE_S
 from feeds import Feed
 from level_changes import shares_level, sift_levels

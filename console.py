@@ -32,8 +32,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from config import ASSETS, PROTOCOL_PROFILES, Settings, SourceName, asset_spec, load_settings
+from config import ASSETS, SourceName, asset_spec
 from errors import ConfigError, MinerError
+from protocol import PROTOCOL_PROFILES
+from settings import Settings, load_settings
 
 Cell: TypeAlias = str | int | float | Text | None
 

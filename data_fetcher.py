@@ -38,21 +38,13 @@ from bar_cleaning import (
 )
 from bar_store import BarStore, FileMark
 from clock import Clock, open_clock
-from config import (
-    ASSETS,
-    DAY_S,
-    FREQUENCIES,
-    VENUE_BARS_KEPT,
-    FeedPlan,
-    Frequency,
-    Settings,
-    asset_spec,
-    feed_plans,
-    protocol_profile,
-)
+from config import ASSETS, DAY_S, FREQUENCIES, VENUE_BARS_KEPT, Frequency, asset_spec
 from domain import Bars, MarketHistory
 from errors import ConfigError, DataError, SourceUnavailable
+from feed_plans import FeedPlan, feed_plans
 from feed_seams import coarse_bars, in_time_order, join_feeds, take_rows
+from protocol import protocol_profile
+from settings import Settings
 from simulated_market import simulate_bars
 
 # ---------------------------------------------------------------- the seam

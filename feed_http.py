@@ -39,14 +39,6 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from config import (
-    BINANCE_HOST_VARIABLE,
-    BINANCE_OPEN_HOST,
-    HOST_LIMITS,
-    FeedHost,
-    HostLimit,
-    HttpPolicy,
-)
 from errors import (
     BadAnswer,
     CountryBlocked,
@@ -56,6 +48,14 @@ from errors import (
     FeedUnreachable,
     GarbledAnswer,
     RateLimited,
+)
+from feed_plans import (
+    BINANCE_HOST_VARIABLE,
+    BINANCE_OPEN_HOST,
+    HOST_LIMITS,
+    FeedHost,
+    HostLimit,
+    HttpPolicy,
 )
 
 log = logging.getLogger(__name__)

@@ -24,21 +24,12 @@ import numpy as np
 
 from bar_cleaning import MAX_PRICE, MAX_SPIKE_BARS, MINUTE_S, BarSieve, BoolArray, SetAsideBar
 from clock import Clock, market_speed
-from config import (
-    ASSETS,
-    CANDLE_POLICY,
-    CANDLES_PER_CALL,
-    QUOTE_POLICY,
-    VENUE_BARS_KEPT,
-    FeedHost,
-    FeedSymbol,
-    HttpPolicy,
-    Settings,
-    Venue,
-)
+from config import ASSETS, VENUE_BARS_KEPT, FeedSymbol, Venue
 from domain import Candles, FloatArray, IntArray, PriceQuote
 from errors import BadAnswer, FeedRefused, MinerError, SourceUnavailable
 from feed_http import HostClient, Sleep
+from feed_plans import CANDLE_POLICY, CANDLES_PER_CALL, QUOTE_POLICY, FeedHost, HttpPolicy
+from settings import Settings
 
 log = logging.getLogger(__name__)
 

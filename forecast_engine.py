@@ -21,17 +21,7 @@ import numpy as np
 from numpy.random import Generator
 
 from bar_cleaning import summarise_set_aside
-from config import (
-    ANCHOR_MAX_AGE_S,
-    ASKED_AHEAD_S,
-    DAY_S,
-    FREQUENCIES,
-    Frequency,
-    Settings,
-    asset_spec,
-    protocol_profile,
-    scoring_competition,
-)
+from config import ANCHOR_MAX_AGE_S, ASKED_AHEAD_S, DAY_S, FREQUENCIES, Frequency, asset_spec
 from data_fetcher import BarSource, GrowingSource
 from domain import (
     Bars,
@@ -59,6 +49,8 @@ from market_view import MarketState, MarketView, best_view
 from model_store import publication, published_sets
 from path_simulator import StepLaw
 from price_board import Anchor, AnchorSource, PriceBoard
+from protocol import protocol_profile, scoring_competition
+from settings import Settings
 from state_store import StateStore
 from uncertainty_engine import Controller, neutral_controller, step_scales
 from wire_format import format_iso

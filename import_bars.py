@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bar_cleaning import SetAsideBar, summarise_set_aside
 from bar_store import BarStore
-from config import FeedSymbol, Settings, Venue, feed_plans, known_feed, protocol_profile
+from config import FeedSymbol, Venue
 from console import (
     Cell,
     add_asset_argument,
@@ -30,6 +30,9 @@ from console import (
 from data_fetcher import ArchiveSource
 from domain import Bars
 from errors import ConfigError, MinerError
+from feed_plans import feed_plans, known_feed
+from protocol import protocol_profile
+from settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from answer_sketch import AnswerSketch, SketchScore
-from config import DAY_S, Competition, Frequency
+from config import DAY_S, Frequency
 from domain import FloatArray, ForecastRequest
 from errors import DataError, RequestError
+from protocol import Competition
 
 LEDGER_FILE: Final = "ledger.sqlite3"  # in the state folder
 SCHEMA: Final = 1

@@ -24,15 +24,7 @@ from lightgbm import Booster
 from numpy.random import Generator
 from threadpoolctl import threadpool_limits
 
-from config import (
-    DAY_S,
-    FREQUENCIES,
-    Frequency,
-    FrequencySpec,
-    ProtocolProfile,
-    asset_spec,
-    competition_like,
-)
+from config import DAY_S, FREQUENCIES, Frequency, FrequencySpec, asset_spec
 from domain import FloatArray, IntArray, MarketHistory
 from errors import InsufficientHistory
 from features import ReturnGrid, feature_names, return_grid
@@ -65,6 +57,7 @@ from model_store import MANIFEST, digest, seal_manifest
 from path_fitting import STARTING_SHAPES, VARIATIONS, search_shape
 from path_simulator import PathShape
 from pooled_prior import PooledPrior, fit_blend_bucket, prior_known_at
+from protocol import ProtocolProfile, competition_like
 from scheduled_events import known_events
 from training_rows import (
     FOLDS,

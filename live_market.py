@@ -19,13 +19,15 @@ from typing import Final, Self
 from bar_store import BarStore
 from clock import Clock, agreed_offset, market_speed, open_clock
 from collector import Collected, Collector, Progress
-from config import FeedPlan, Settings, Venue
+from config import Venue
 from data_fetcher import LiveSource
 from errors import SourceUnavailable
 from feed_faults import FaultLog
+from feed_plans import FeedPlan
 from feeds import Feed, open_feeds
 from price_board import PriceBoard, PricePoller
 from quarantine import Quarantine
+from settings import Settings
 
 CLOCK_OFF_S: Final = 5.0  # by how much our clock may be off; beyond 10 s callers are refused
 

@@ -36,8 +36,9 @@ import numpy as np
 
 from bar_cleaning import MINUTE_S
 from clock import Clock
-from config import ASSETS, CANDLES_PER_CALL, VENUE_BARS_KEPT, FeedHost, FeedSymbol, Venue
+from config import ASSETS, VENUE_BARS_KEPT, FeedSymbol, Venue
 from domain import Bars, FloatArray
+from feed_plans import CANDLES_PER_CALL, FeedHost
 
 # ---------------------------------------------------------------- faults
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 from allocator import give_memory_back, trim
 from answer_desk import AnswerDesk
 from clock import Clock, market_speed, open_clock
-from config import DAY_S, Frequency, Settings, protocol_profile
+from config import DAY_S, Frequency
 from console import (
     add_common_arguments,
     configure_logging,
@@ -52,9 +52,11 @@ from operator_flags import (
     page_port,
 )
 from own_scores import ScoreKeeper
+from protocol import protocol_profile
 from record_keeping import keeper
 from retraining import Pair, Retrainer, training_command
 from set_review import review_sets
+from settings import Settings
 from state_store import StateStore, folder_mark, owned, require_folder, require_writable
 from status_page import RecentLog, RecentRequests, StatusPage
 from upkeep import Duty, Upkeep, attempt, each, every

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from caller_rules import CallerPolicy, parse_hotkeys
-from config import Settings
 from errors import ConfigError
+from settings import Settings
 
 AXON_REQUIREMENTS: Final = "requirements-axon.txt"
 PAGE_PORT: Final = 8091  # of pages and prompts over HTTP where there is no axon

@@ -15,18 +15,12 @@ import numpy as np
 
 from answer_sketch import AnswerSketch, SketchScore
 from baselines import EwmaStudentT
-from config import (
-    DAY_S,
-    FREQUENCIES,
-    Competition,
-    Frequency,
-    ProtocolProfile,
-    competition_like,
-)
+from config import DAY_S, FREQUENCIES, Frequency
 from domain import ForecastRequest, MarketHistory
 from errors import DataError, UnknownAsset
 from forecast_engine import request_frequency, request_rng
 from ledger import Ledger, PendingAnswer, ScoredAnswer
+from protocol import Competition, ProtocolProfile, competition_like
 from replay import MINIMUM_REALISED, known_at_prompt, realised_path
 
 LATE_BARS_S: Final = 120  # the last bar may come so late, or be corrected

@@ -13,9 +13,10 @@ from typing import Final
 
 import numpy as np
 
-from config import Competition, asset_spec
+from config import asset_spec
 from domain import FloatArray, Forecast, IntArray, MarketHistory
 from errors import InvalidAnswer
+from protocol import Competition
 from realised_spread import Surroundings, Yardstick, expected_at_start, measure, survey
 from wire_format import check_paths
 

@@ -13,11 +13,12 @@ from typing import Final
 
 import numpy as np
 
-from config import Competition, Frequency, FrequencySpec
+from config import Frequency, FrequencySpec
 from domain import FloatArray, IntArray
 from ensemble import draw_moves
 from features import Standardiser
 from path_simulator import PathShape
+from protocol import Competition
 from scoring import score_paths
 from uncertainty_engine import step_scales
 

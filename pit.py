@@ -11,8 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from config import Competition
 from domain import FloatArray, IntArray
+from protocol import Competition
 from scoring import block_volatility, interval_changes, interval_steps, volatility_name
 
 BINS: Final = 20

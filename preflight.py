@@ -35,26 +35,17 @@ from bar_cleaning import MINUTE_S
 from bar_store import BarStore
 from clock import Clock
 from collector import SETTLE_S, Series, concerns_whole_venue
-from config import (
-    ANCHOR_MAX_AGE_S,
-    ASSETS,
-    DAY_S,
-    FeedPlan,
-    FeedSymbol,
-    Frequency,
-    HttpPolicy,
-    MarketHours,
-    Settings,
-    Venue,
-)
+from config import ANCHOR_MAX_AGE_S, ASSETS, DAY_S, FeedSymbol, Frequency, MarketHours, Venue
 from data_fetcher import LiveSource, open_source
 from errors import ConfigError, MinerError, ModelError
+from feed_plans import FeedPlan, HttpPolicy
 from feeds import Feed, open_feeds
 from lgbm_predictor import load_model_set
 from model_store import published_sets
 from operator_flags import AXON_REQUIREMENTS, AxonSettings, OperatorSettings, Transport, page_port
 from path_checks import Verdict
 from scheduled_events import EVENTS_FILE, known_events
+from settings import Settings
 from state_store import fault_of, folder_mark
 
 log = logging.getLogger(__name__)

@@ -21,17 +21,10 @@ import numpy as np
 
 from clock import Clock
 from collector import visit_venue
-from config import (
-    ANCHOR_MAX_AGE_S,
-    DAY_S,
-    FeedPlan,
-    FeedSymbol,
-    MarketHours,
-    Venue,
-    asset_spec,
-)
+from config import ANCHOR_MAX_AGE_S, DAY_S, FeedSymbol, MarketHours, Venue, asset_spec
 from domain import PriceQuote
 from feed_faults import FaultLog
+from feed_plans import FeedPlan
 from feeds import Feed
 from seasonality import is_closed, new_york_seconds
 

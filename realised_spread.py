@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from config import DAY_S, Frequency, IntervalKind, MarketHours, ScoringInterval
+from config import DAY_S, Frequency, MarketHours
 from domain import FloatArray, ForecastRequest, IntArray, MarketHistory
 from features import fit_standardiser, move_sizes, return_grid
+from protocol import IntervalKind, ScoringInterval
 from scoring import interval_steps
 from seasonality import fit_profile, is_closed, new_york_seconds
 

@@ -1,10 +1,10 @@
 """From the desk to the ledger: which outcomes are kept, and which answers are scored."""
 
 from answer_desk import AnswerRecord, Observer, Outcome
-from config import ProtocolProfile
 from domain import ForecastRequest
 from ledger import AnswerEntry, Ledger, PromptEntry
 from own_scores import scored_by
+from protocol import ProtocolProfile
 
 
 def keeper(ledger: Ledger, profile: ProtocolProfile) -> Observer:

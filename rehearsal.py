@@ -22,12 +22,14 @@ from bar_cleaning import MINUTE_S, bars_from_minutes
 from bar_store import BarStore
 from clock import RehearsalClock
 from collector import Series, scored_series
-from config import DAY_S, Frequency, Settings, feed_plans, protocol_profile
+from config import DAY_S, Frequency
 from domain import Bars
 from errors import MinerError
+from feed_plans import feed_plans
 from ledger import KEPT_DAYS
 from loopback_venues import serve_venues
 from market_view import MarketState
+from protocol import protocol_profile
 from rehearsal_findings import (
     BarsFound,
     DiskUse,
@@ -57,6 +59,7 @@ from rehearsal_traces import (
 )
 from rehearsal_validators import Validators
 from rehearsed_miner import RehearsedMiner, log_lines, write_config
+from settings import Settings
 from wire_format import format_iso
 
 PROFILE: Final = "2026-09"

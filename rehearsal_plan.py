@@ -15,9 +15,10 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import orjson
 
-from config import FREQUENCIES, NUM_PATHS, Frequency, ProtocolProfile
+from config import FREQUENCIES, NUM_PATHS, Frequency
 from domain import ForecastRequest
 from errors import InvalidAnswer
+from protocol import ProtocolProfile
 from wire_format import check_paths, format_iso, validate_answer
 
 Pair: TypeAlias = tuple[str, Frequency]

@@ -16,7 +16,7 @@ import orjson
 
 from bar_store import BARS_FOLDER
 from clock import RehearsalClock
-from config import Frequency, Settings
+from config import Frequency
 from data_fetcher import LiveSource
 from forecast_engine import STATE_KIND, STATE_SCHEMA
 from ledger import LEDGER_FILE
@@ -25,6 +25,7 @@ from market_view import MarketState, view_with_models
 from model_store import MANIFEST, published_sets
 from rehearsal_findings import DiskUse, PairScores, Published, name_of, read_log_line
 from rehearsal_plan import Pair
+from settings import Settings
 from state_store import StateStore
 
 MEGABYTE: Final = 1e6

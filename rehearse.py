@@ -24,7 +24,7 @@ from typing import Final
 import numpy as np
 
 from bar_cleaning import MINUTE_S
-from config import DAY_S, HISTORY_DAYS, feed_plans, protocol_profile
+from config import DAY_S, HISTORY_DAYS
 from console import (
     EXIT_INTERRUPTED,
     add_asset_argument,
@@ -37,6 +37,8 @@ from console import (
 from data_fetcher import ArchiveSource
 from domain import Bars
 from errors import ConfigError, MinerError
+from feed_plans import feed_plans
+from protocol import protocol_profile
 from rehearsal import PROFILE, SEED, SOURCE, Script, rehearsal_of
 from rehearsal_findings import judge, name_of, passed
 from rehearsal_plan import Fate, asked_pairs

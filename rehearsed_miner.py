@@ -22,9 +22,9 @@ from uuid import uuid4
 
 import requests
 
-from config import without_settings
 from errors import MinerError
 from rehearsal_findings import Vitals
+from settings import without_settings
 
 SCRIPT: Final = Path(__file__).resolve().with_name("miner.py")
 START_LIMIT_S: Final = 60.0  # until it says where it serves

@@ -16,7 +16,7 @@ from numpy.random import Generator
 
 from baselines import Forecaster, LawForecaster, Prompt
 from closed_form import law_histograms, law_pits, score_laws
-from config import FREQUENCIES, NUM_PATHS, Competition
+from config import FREQUENCIES, NUM_PATHS
 from domain import FloatArray, Forecast, ForecastRequest, IntArray, MarketHistory
 from errors import DataError
 from forecast_engine import draw, request_rng, step_law
@@ -24,6 +24,7 @@ from lgbm_predictor import ModelSet
 from market_view import MarketState, MarketView, best_view, best_views
 from path_simulator import StepLaw
 from pit import interval_histograms, lead_pits
+from protocol import Competition
 from scoring import ScoreCard, score_paths
 from wire_format import round_prices
 

@@ -28,7 +28,7 @@ from backtest_results import (
     summarise,
 )
 from comparison import PairedComparison
-from config import Competition, Frequency, protocol_profile
+from config import Frequency
 from domain import FloatArray, Forecast, MarketHistory
 from forecast_engine import draw, request_rng
 from market_view import MarketView
@@ -44,6 +44,7 @@ from plots import (
     small_fan,
     svg_markup,
 )
+from protocol import Competition, protocol_profile
 from replay import known_at_prompt, realised_path, usual_request
 from report_numbers import (
     Coverage,

@@ -25,16 +25,10 @@ from backtest_results import (
 )
 from bootstrap import block_bootstrap_error
 from comparison import PairedComparison, compare_scores
-from config import (
-    DAY_S,
-    FREQUENCIES,
-    Competition,
-    Frequency,
-    ProtocolProfile,
-    scoring_competition,
-)
+from config import DAY_S, FREQUENCIES, Frequency
 from domain import FloatArray, IntArray
 from pit import COVERAGES
+from protocol import Competition, ProtocolProfile, scoring_competition
 from rewards import ScoredPrompt, competition_rewards
 from seasonality import new_york_seconds, weekday_of
 

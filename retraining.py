@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, TypeAlias
 
-from config import Frequency, Settings
+from config import Frequency
+from settings import Settings
 
 Pair: TypeAlias = tuple[str, Frequency]
 

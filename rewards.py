@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from config import DAY_S, Competition, ProtocolProfile, asset_spec
+from config import DAY_S, asset_spec
 from domain import FloatArray
+from protocol import Competition, ProtocolProfile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from config import Competition, IntervalKind, ScoringInterval
 from domain import FloatArray
 from errors import DataError
+from protocol import Competition, IntervalKind, ScoringInterval
 
 ZERO_PRICE_SCORE = -1.0  # what the validator records for an answer with a zero price
 

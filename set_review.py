@@ -12,13 +12,14 @@ from typing import Final
 
 import numpy as np
 
-from config import DAY_S, Frequency, FrequencySpec, Settings
+from config import DAY_S, Frequency, FrequencySpec
 from domain import FloatArray, IntArray, MarketHistory
 from errors import MinerError
 from features import ReturnGrid, bucket_edges, feature_frame, initial_state, move_sizes, return_grid
 from forecast_engine import ForecastEngine
 from lgbm_predictor import ModelSet, load_model_set
 from model_store import published_sets, roll_back
+from settings import Settings
 from uncertainty_engine import gamma_deviance, step_scales
 
 STRIDE_S: Final = {Frequency.HF: 900, Frequency.LF: 3600}  # between judged forecasts

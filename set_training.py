@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from config import DAY_S, LONGEST_DAYS, Frequency, Settings, protocol_profile
+from config import DAY_S, LONGEST_DAYS, Frequency
 from content_keys import bars_key, content_key
 from data_fetcher import open_source
 from domain import MarketHistory
@@ -18,6 +18,8 @@ from lgbm_trainer import TrainingResult, train
 from pool_store import histories_of, is_whole, pool_file, pool_files, pool_names, read_pool
 from pooled_prior import PooledPrior, pool_moments
 from pooling import POOL_HISTORY_DAYS
+from protocol import protocol_profile
+from settings import Settings
 from task_pool import Shared, tell
 
 KEPT_HISTORIES: Final = 2  # per process: tasks of one market follow each other

@@ -22,16 +22,7 @@ from rich.text import Text
 
 import preflight
 from clock import open_clock
-from config import (
-    DAY_S,
-    FREQUENCIES,
-    NUM_PATHS,
-    Competition,
-    Frequency,
-    Settings,
-    competition_like,
-    protocol_profile,
-)
+from config import DAY_S, FREQUENCIES, NUM_PATHS, Frequency
 from console import (
     Cell,
     add_asset_argument,
@@ -52,6 +43,8 @@ from live_market import LiveMarket
 from operator_flags import add_operator_arguments, operator_settings
 from path_checks import CheckResult, Verdict, check_forecast, check_level, spread_miss
 from plots import fan_chart, save_figure
+from protocol import Competition, competition_like, protocol_profile
+from settings import Settings
 from state_store import require_writable
 from wire_format import encode_prompt_answer, encode_shadow_answer, format_iso, parse_iso_minute
 

@@ -25,7 +25,7 @@ from threading import Thread
 from typing import Any, Final
 
 from bar_cleaning import summarise_set_aside
-from config import ASSETS, DAY_S, Frequency, Settings
+from config import ASSETS, DAY_S, Frequency
 from console import (
     add_asset_argument,
     add_common_arguments,
@@ -48,6 +48,7 @@ from model_store import publish_set, set_folder
 from pool_store import prune_pools
 from pooled_prior import POOL_EVERY_S, pool_moments
 from set_training import shared_history, shared_pool, stored_pool, train_set
+from settings import Settings
 from state_store import locked
 from task_pool import Job, WorkersLost, open_pool, work_off
 from wire_format import format_iso

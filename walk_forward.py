@@ -27,14 +27,7 @@ from backtest_store import (
     sets_folder,
 )
 from baselines import ConstantSigma, EwmaStudentT, Forecaster, LawForecaster
-from config import (
-    DAY_S,
-    Competition,
-    Frequency,
-    Settings,
-    competition_like,
-    protocol_profile,
-)
+from config import DAY_S, Frequency
 from content_keys import bars_key, content_key, program_key
 from domain import IntArray, MarketHistory
 from errors import ConfigError, DataError, InsufficientHistory
@@ -45,6 +38,7 @@ from market_baselines import Har, Oracle, fit_har
 from market_view import MarketView
 from model_store import publish_set, published_sets
 from pooled_prior import PooledPrior
+from protocol import Competition, competition_like, protocol_profile
 from replay import (
     EngineForecaster,
     PromptResult,
@@ -63,6 +57,7 @@ from set_training import (
     shared_priors,
     train_set,
 )
+from settings import Settings
 from task_pool import Job, tell
 from wire_format import format_iso
 

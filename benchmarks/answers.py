@@ -28,7 +28,7 @@ from benchmarks.measuring import (
     milliseconds,
     ratio_row,
 )
-from config import FREQUENCIES, NUM_PATHS, Frequency, Settings
+from config import FREQUENCIES, NUM_PATHS, Frequency
 from console import run_script
 from data_fetcher import open_source
 from domain import FloatArray, ForecastRequest
@@ -38,6 +38,7 @@ from lgbm_predictor import load_model_set
 from model_store import published_sets
 from path_simulator import StepLaw, mean_size_of_t
 from replay import EngineForecaster
+from settings import Settings
 from wire_format import MAX_CHARACTERS, SIGNIFICANT_DIGITS, encode_prompt_json
 
 TURNS = 40

@@ -22,9 +22,10 @@ import numpy as np
 from bar_store import BarStore
 from benchmarks.measuring import Row, bench_parser, bench_settings, finish, ratio_row
 from benchmarks.one_training import YEAR_DAYS, Cost, Pools, fit_pools, train_alone, year_of
-from config import DAY_S, Settings
+from config import DAY_S
 from console import run_script
 from domain import Bars, FloatArray
+from settings import Settings
 
 MONTHS: Final = (1, 3, 6, 12)
 TRAINED: Final = MONTHS[-3:]

@@ -17,9 +17,9 @@ from typing import Final
 
 import numpy as np
 
-from config import Settings, load_settings
 from console import add_common_arguments, script_parser, table
 from domain import FloatArray
+from settings import Settings, load_settings
 
 QUARTILES: Final = (25, 75)
 NO_SETTINGS: Final = Path(os.devnull)  # a settings file that says nothing

@@ -20,11 +20,13 @@ import lightgbm
 from threadpoolctl import threadpool_limits
 
 import lgbm_trainer
-from config import DAY_S, FREQUENCIES, Frequency, Settings, protocol_profile
+from config import DAY_S, FREQUENCIES, Frequency
 from data_fetcher import SimulatedSource, VersionedSource, open_source
 from domain import MarketHistory
 from pool_store import pool_file, read_pool
 from pooled_prior import PooledPrior, pool_moments
+from protocol import protocol_profile
+from settings import Settings
 
 YEAR_DAYS: Final = 365
 R = TypeVar("R")

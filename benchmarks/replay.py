@@ -19,14 +19,16 @@ from threadpoolctl import threadpool_limits
 
 from baselines import Forecaster
 from benchmarks.measuring import Row, bench_parser, bench_settings, finish, ratio_row
-from config import DAY_S, Frequency, Settings, protocol_profile
+from config import DAY_S, Frequency
 from console import run_script
 from data_fetcher import open_source
 from domain import FloatArray, IntArray, MarketHistory
 from lgbm_predictor import ModelSet, load_model_set
 from lgbm_trainer import train
 from model_store import publish_set
+from protocol import protocol_profile
 from replay import EngineForecaster, known_at_prompt, prompt_times, replay
+from settings import Settings
 from walk_forward import DEFAULT_BASELINES, Market, fit_baselines
 
 RUNS = 5

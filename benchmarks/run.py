@@ -21,10 +21,11 @@ from time import perf_counter
 from typing import Any, Final
 
 from benchmarks.measuring import NO_SETTINGS, Row, exit_code, load_rows, plain_row, show
-from config import Frequency, load_settings, without_settings
+from config import Frequency
 from console import run_script, script_parser
 from data_fetcher import open_source
 from errors import ConfigError, DataError, MinerError
+from settings import load_settings, without_settings
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 # Each takes the flags of `measuring.bench_parser` and writes its rows with `finish`.

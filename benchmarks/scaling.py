@@ -23,9 +23,10 @@ from distributed.protocol import serialize
 from distributed.utils import nbytes
 
 from benchmarks.measuring import bench_parser, bench_settings, machine
-from config import DAY_S, Frequency, Settings
+from config import DAY_S, Frequency
 from console import run_script, table
 from errors import MinerError
+from settings import Settings
 from task_pool import Job, Shared, TaskPool, open_pool, work_off
 from walk_forward import (
     DEFAULT_BASELINES,

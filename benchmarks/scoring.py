@@ -20,24 +20,17 @@ from benchmarks.measuring import (
     milliseconds,
     ratio_row,
 )
-from config import (
-    DAY_S,
-    FREQUENCIES,
-    Competition,
-    Frequency,
-    IntervalKind,
-    Settings,
-    competition_like,
-    protocol_profile,
-)
+from config import DAY_S, FREQUENCIES, Frequency
 from console import run_script
 from data_fetcher import open_source
 from domain import FloatArray
 from errors import MinerError
 from lgbm_predictor import load_model_set
 from model_store import published_sets
+from protocol import Competition, IntervalKind, competition_like, protocol_profile
 from replay import EngineForecaster, known_at_prompt, prompt_times, realised_path, usual_request
 from scoring import block_volatility, interval_changes, interval_steps, score_paths
+from settings import Settings
 from wire_format import round_prices
 
 TURNS = 5  # the loop takes seconds

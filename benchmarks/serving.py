@@ -34,16 +34,19 @@ from bar_store import BarStore
 from benchmarks.measuring import Row, bench_parser, bench_settings, finish, plain_row
 from clock import RehearsalClock
 from collector import scored_series
-from config import NUM_PATHS, FeedPlan, Frequency, Settings, feed_plans, protocol_profile
+from config import NUM_PATHS, Frequency
 from console import run_script
 from domain import Bars, ForecastRequest
 from errors import InvalidAnswer, MinerError
+from feed_plans import FeedPlan, feed_plans
 from lgbm_predictor import CALIBRATION
 from loopback_venues import serve_venues
 from market_view import Rung
 from model_store import MANIFEST, SEAL, digest, publish_set, published_sets, seal_manifest
+from protocol import protocol_profile
 from rehearsal_plan import Pair, asked_pairs, read_answer, request_body, usual_request
 from rehearsed_miner import RehearsedMiner, write_config
+from settings import Settings
 from simulated_market import simulate_bars
 from wire_format import format_iso, validate_answer
 

@@ -20,11 +20,14 @@ import numpy as np
 
 from bar_store import BarStore
 from benchmarks.measuring import Row, bench_parser, finish, plain_row
-from config import DAY_S, FeedPlan, Settings, feed_plans, protocol_profile
+from config import DAY_S
 from console import run_script, table
 from data_fetcher import LiveSource
 from domain import Bars, Candles, ForecastRequest
+from feed_plans import FeedPlan, feed_plans
 from forecast_engine import ForecastEngine
+from protocol import protocol_profile
+from settings import Settings
 
 END: Final = 1_765_756_800  # 2025-12-15, midnight UTC
 APPENDS: Final = 60

@@ -23,8 +23,8 @@ import numpy as np
 
 from benchmarks.measuring import Row, bench_parser, bench_settings, finish, plain_row, ratio_row
 from benchmarks.one_training import YEAR_DAYS, Cost, Pools, fit_pools, train_alone
-from config import Settings
 from console import run_script
+from settings import Settings
 
 TURNS: Final = 3
 ALONE: Final = 2  # trainings of a year as they are, for their memory

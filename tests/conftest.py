@@ -13,12 +13,15 @@ from hypothesis import HealthCheck, settings
 
 import lgbm_trainer
 import path_fitting
-from config import BINANCE_HOST_VARIABLE, DAY_S, ENVIRONMENT_PREFIX, Frequency, protocol_profile
+from config import DAY_S, Frequency
 from console import _ConsoleHandler
 from data_fetcher import ArchiveSource, SimulatedSource
 from domain import Bars
+from feed_plans import BINANCE_HOST_VARIABLE
 from lgbm_trainer import TrainingResult
 from model_store import publish_set
+from protocol import protocol_profile
+from settings import ENVIRONMENT_PREFIX
 
 ROOT = Path(__file__).resolve().parent.parent
 

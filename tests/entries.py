@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from config import protocol_profile
 from domain import ForecastRequest
 from ledger import AnswerEntry, PromptEntry
+from protocol import protocol_profile
 
 HOUR = protocol_profile("2026-09").competitions["crypto-1h"]
 

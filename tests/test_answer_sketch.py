@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from answer_sketch import AnswerSketch
-from config import protocol_profile
 from domain import FloatArray
 from errors import DataError
+from protocol import protocol_profile
 from scoring import score_paths
 
 COMPETITIONS = protocol_profile("2026-09").competitions

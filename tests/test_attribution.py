@@ -7,11 +7,12 @@ import pytest
 
 import attribution
 from attribution import DISPERSIONS, DRIFTS, FACTORS, STEPS, TAILS, Occasion, Part, attribute
-from config import DAY_S, Frequency, protocol_profile
+from config import DAY_S, Frequency
 from domain import Bars, ForecastRequest, MarketHistory
 from errors import DataError
 from forecast_engine import draw, request_rng
 from market_view import prior_view
+from protocol import protocol_profile
 from scoring import score_paths
 
 HOUR = protocol_profile("2026-09").competitions["crypto-1h"]

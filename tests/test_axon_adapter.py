@@ -31,10 +31,10 @@ from answer_desk import AnswerDesk, AnswerRecord, Outcome
 from axon_adapter import AxonServer, BittensorReader, bt, load_wallet, serving, snapshot_of
 from caller_rules import CallerPolicy, Neuron
 from chain import ChainSnapshot, Endpoint, StaticChain
-from config import FeedHost, Settings
 from data_fetcher import SimulatedSource
 from domain import ForecastRequest
 from errors import ChainUnavailable, ConfigError, NoPriceError, RequestError
+from feed_plans import FeedHost
 from forecast_engine import ForecastEngine
 from http_service import bind, server_for
 from miner_facts import AxonFacts
@@ -45,6 +45,7 @@ from operator_flags import (
     OperatorSettings,
     Transport,
 )
+from settings import Settings
 from state_store import StateStore
 from tests.waiting import wait_for
 from wire_format import format_iso, parse_iso_minute, validate_answer

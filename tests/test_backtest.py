@@ -12,8 +12,9 @@ import pytest
 
 import backtest
 from backtest_store import interrupted_run
-from config import DAY_S, Frequency, Settings
+from config import DAY_S, Frequency
 from errors import ConfigError, DataError, MinerError, StateError
+from settings import Settings
 from tests.conftest import TRAINED_DAYS_BEFORE_END
 from tests.test_walk_forward import DAYS, keep_as_trained
 from walk_forward import Market

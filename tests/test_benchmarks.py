@@ -23,11 +23,12 @@ from benchmarks.measuring import (
 from benchmarks.one_training import NOTHING, Cost, Fits, Time, fit_pools, train_twice
 from benchmarks.run import rows_of
 from benchmarks.serving import _with_own_shape
-from config import NUM_PATHS, Settings
+from config import NUM_PATHS
 from domain import ForecastRequest
 from lgbm_predictor import CALIBRATION
 from model_store import MANIFEST, digest, is_sealed, seal_manifest
 from path_simulator import PathShape, StepLaw
+from settings import Settings
 from wire_format import validate_answer
 
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clock import RehearsalClock, SystemClock, agreed_offset, market_speed, open_clock
-from config import Settings
 from errors import ConfigError
+from settings import Settings
 
 
 def test_without_a_rehearsal_the_time_is_the_systems():

@@ -10,10 +10,11 @@ from scipy import stats
 from scipy.integrate import quad
 
 from closed_form import law_histograms, law_pits, score_laws, sum_law, volatility_law
-from config import FREQUENCIES, Frequency, IntervalKind, ScoringInterval, protocol_profile
+from config import FREQUENCIES, Frequency
 from errors import DataError
 from path_simulator import PathShape, StepLaw, independent_steps, simulate_steps
 from pit import interval_histograms, lead_pits
+from protocol import IntervalKind, ScoringInterval, protocol_profile
 from scoring import score_paths
 
 HOUR = protocol_profile("2026-09").competitions["crypto-1h"]

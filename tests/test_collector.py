@@ -22,22 +22,17 @@ from collector import (
     VenueRound,
     scored_series,
 )
-from config import (
-    DAY_S,
-    VENUE_BARS_KEPT,
-    Frequency,
-    Settings,
-    Venue,
-    feed_plans,
-    protocol_profile,
-)
+from config import DAY_S, VENUE_BARS_KEPT, Frequency, Venue
 from data_fetcher import LiveSource
 from domain import Bars, PriceQuote
 from errors import CountryBlocked, FeedFailed, FeedRefused, FeedUnreachable
+from feed_plans import feed_plans
 from feeds import open_feeds
 from level_changes import LASTING_S
 from loopback_venues import serve_venues
+from protocol import protocol_profile
 from quarantine import Quarantine
+from settings import Settings
 
 NOW = 1_765_800_000  # 2025-12-15 12:00 UTC
 PLANS = feed_plans("venue", protocol_profile("2026-09"))

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from config import Settings
 from console import (
     add_asset_argument,
     add_common_arguments,
@@ -20,6 +19,7 @@ from console import (
     table,
 )
 from errors import ConfigError, UnknownAsset
+from settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bar_cleaning import summarise_set_aside
 from bar_store import BarStore
-from config import DAY_S, Frequency, Settings
+from config import DAY_S, Frequency
 from data_fetcher import (
     ArchiveSource,
     GrowingSource,
@@ -22,6 +22,7 @@ from data_fetcher import (
 )
 from domain import Bars
 from errors import ConfigError, DataError, SourceUnavailable, UnknownAsset
+from settings import Settings
 
 START = 1_764_547_200  # 2025-12-01, midnight UTC
 

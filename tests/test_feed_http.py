@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import feed_http
-from config import HOST_LIMITS, FeedHost, HostLimit, HttpPolicy
 from domain import Bars
 from errors import (
     BadAnswer,
@@ -26,6 +25,7 @@ from errors import (
     RateLimited,
 )
 from feed_http import HostClient, TokenBucket
+from feed_plans import HOST_LIMITS, FeedHost, HostLimit, HttpPolicy
 from loopback_venues import Fault, FaultRule, LoopbackVenues, serve_venues
 
 NOW = 1_764_547_200.0

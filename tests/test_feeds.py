@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bar_cleaning import bars_from_minutes
-from config import ASSETS, HOST_LIMITS, FeedHost, Frequency, HttpPolicy, Settings, Venue
+from config import ASSETS, Frequency, Venue
 from data_fetcher import ArchiveSource
 from domain import Bars
 from errors import (
@@ -25,8 +25,10 @@ from errors import (
     RateLimited,
     SourceUnavailable,
 )
+from feed_plans import HOST_LIMITS, FeedHost, HttpPolicy
 from feeds import Feed, open_feeds
 from loopback_venues import Fault, FaultRule, LoopbackVenues, serve_venues
+from settings import Settings
 
 START = 1_764_547_200  # 2025-12-01, midnight UTC
 N = 20_000  # minutes: more than any venue gives in one call

@@ -16,17 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config import (
-    DAY_S,
-    FREQUENCIES,
-    Frequency,
-    Settings,
-    feed_plans,
-    protocol_profile,
-)
+from config import DAY_S, FREQUENCIES, Frequency
 from data_fetcher import ArchiveSource, LoadedHistory, SimulatedSource, open_source
 from domain import Bars, ForecastRequest, MarketHistory, PriceQuote
 from errors import NoPriceError, RequestError, UnknownAsset, UnreadableState
+from feed_plans import feed_plans
 from forecast_engine import (
     OLD_AT_START_S,
     STATE_SCHEMA,
@@ -53,6 +47,8 @@ from model_store import (
 )
 from path_fitting import STARTING_SHAPES
 from price_board import Anchor, AnchorSource, PriceBoard
+from protocol import protocol_profile
+from settings import Settings
 from state_store import StateStore
 from uncertainty_engine import level_at, step_scales
 from wire_format import encode_shadow_answer

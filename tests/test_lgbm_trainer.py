@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 import lgbm_trainer
 import training_rows
-from config import DAY_S, FREQUENCIES, Frequency, protocol_profile
+from config import DAY_S, FREQUENCIES, Frequency
 from data_fetcher import SimulatedSource
 from domain import Bars
 from errors import InsufficientHistory
@@ -20,6 +20,7 @@ from lgbm_trainer import fit_window, progress_steps, train
 from model_store import MANIFEST, digest
 from pool_store import histories_of
 from pooling import fit_pooled_prior
+from protocol import protocol_profile
 from training_rows import rolling_splits
 
 HF, LF = FREQUENCIES[Frequency.HF], FREQUENCIES[Frequency.LF]

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from clock import RehearsalClock
-from config import FeedHost, Settings
 from data_fetcher import LiveSource
 from domain import Bars
+from feed_plans import FeedHost
 from live_market import LiveMarket
 from loopback_venues import Fault, FaultRule, serve_venues
+from settings import Settings
 
 NOW = 1_765_800_000  # 2025-12-15 12:00 UTC
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import requests
 
-from config import FeedHost
 from domain import Bars
+from feed_plans import FeedHost
 from loopback_venues import Fault, FaultPlan, FaultRule, LoopbackVenues, serve_venues
 
 START = 1_764_547_200  # 2025-12-01, midnight UTC

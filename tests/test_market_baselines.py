@@ -7,11 +7,12 @@ import pytest
 from scipy.signal import lfilter
 
 from baselines import ConstantSigma, EwmaStudentT, Forecaster
-from config import Frequency, competition_like, protocol_profile
+from config import Frequency
 from data_fetcher import SimulatedSource
 from errors import InsufficientHistory
 from features import bucket_edges, return_grid
 from market_baselines import HAR_SPECS, Har, Oracle, _step_laws, draw_steps, fit_har
+from protocol import competition_like, protocol_profile
 from replay import known_at_prompt, law_digest, prompt_times, realised_path, usual_request
 from scoring import score_paths
 from tests.test_baselines import history_of

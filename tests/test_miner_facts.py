@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from chain import ChainHealth
-from config import Frequency, Settings
+from config import Frequency
 from errors import UnknownAsset
 from forecast_engine import ForecastEngine
 from miner_facts import (
@@ -19,6 +19,7 @@ from miner_facts import (
     with_axon,
 )
 from own_scores import OwnScore
+from settings import Settings
 
 OWN = OwnScore(
     answers=12, score=490.0, ewma_t=500.0, covered=0.79, covered_by_interval={}, course=()

@@ -15,9 +15,10 @@ import pytest
 import allocator
 from answer_desk import Caller
 from clock import SystemClock
-from config import FREQUENCIES, FeedHost, Frequency, Settings
+from config import FREQUENCIES, Frequency
 from data_fetcher import LiveSource, open_source
 from domain import ForecastRequest
+from feed_plans import FeedHost
 from http_service import bind, server_for
 from ledger import KEPT_DAYS, PromptEntry
 from live_market import LiveMarket
@@ -25,6 +26,7 @@ from loopback_venues import Fault, FaultRule, LoopbackVenues, serve_venues
 from miner import Miner, duties
 from model_store import publish_set
 from retraining import Retrainer
+from settings import Settings
 from tests.faults.live_world import walk
 from upkeep import Duty
 from wire_format import SHADOW_JSON

@@ -13,10 +13,11 @@ import httpx
 import pytest
 
 import miner
-from config import Frequency, Settings
+from config import Frequency
 from data_fetcher import open_source
 from domain import ForecastRequest
 from http_service import bind
+from settings import Settings
 from state_store import folder_mark
 from tests.waiting import PATIENCE_S, is_running, wait_for
 from wire_format import parse_iso_minute, validate_answer

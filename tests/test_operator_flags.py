@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caller_rules import CallerPolicy
-from config import Settings, load_settings
 from console import add_common_arguments, script_parser
 from errors import ConfigError
 from operator_flags import (
@@ -21,6 +20,7 @@ from operator_flags import (
     operator_settings,
     page_port,
 )
+from settings import Settings, load_settings
 
 ALICE = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"
 BOB = "5FHneW46xGXgs5mUiveU4sbTyGBzmstUspZC92UhjJM694ty"

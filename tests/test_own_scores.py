@@ -7,13 +7,14 @@ import pytest
 
 import own_scores
 from baselines import EwmaStudentT
-from config import DAY_S, Frequency, competition_like, protocol_profile
+from config import DAY_S, Frequency
 from data_fetcher import SimulatedSource
 from domain import ForecastRequest, MarketHistory
 from errors import UnknownAsset
 from forecast_engine import request_rng
 from ledger import AnswerEntry, Ledger
 from own_scores import Pair, ScoreKeeper, score_matured, scored_by, summarise
+from protocol import competition_like, protocol_profile
 from replay import known_at_prompt, realised_path, usual_request
 from scoring import score_paths
 from tests.entries import prompt_entry

@@ -22,13 +22,14 @@ import pytest
 from answer_desk import DeskLoad, Outcome
 from bar_store import BarStore
 from chain import ChainHealth
-from config import Frequency, Settings, load_settings
+from config import Frequency
 from domain import Bars
 from http_service import bind
 from metrics import Metrics
 from miner_facts import AxonFacts, MarketFacts, MinerFacts
 from operator_flags import Transport, add_operator_arguments, operator_settings, page_port
 from own_scores import OwnScore
+from settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGING = ROOT / "packaging"

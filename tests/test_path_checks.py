@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from bar_cleaning import bars_from_minutes
-from config import Frequency, asset_spec, competition_like, protocol_profile
+from config import Frequency, asset_spec
 from data_fetcher import ArchiveSource
 from domain import Bars, Diagnostics, Forecast, ForecastRequest, MarketHistory
 from path_checks import CheckResult, Verdict, check_forecast, check_level, spread_miss
+from protocol import competition_like, protocol_profile
 from realised_spread import measure, survey
 from simulated_market import simulate_bars
 from wire_format import round_prices

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import path_fitting
-from config import FREQUENCIES, PROTOCOL_PROFILES, Frequency, MarketHours
+from config import FREQUENCIES, Frequency, MarketHours
 from features import Standardiser
 from path_fitting import STARTING_SHAPES, VARIATIONS, PastPrompt, search_shape
 from path_simulator import PathShape, simulate_steps
+from protocol import PROTOCOL_PROFILES
 from seasonality import flat_profile
 
 HF = FREQUENCIES[Frequency.HF]

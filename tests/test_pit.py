@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from config import PROTOCOL_PROFILES
 from pit import BINS, coverage, histogram, interval_histograms, lead_pits, pit_values
+from protocol import PROTOCOL_PROFILES
 from scoring import score_paths
 
 HOURLY = PROTOCOL_PROFILES["2026-09"].competitions["crypto-1h"]

@@ -23,10 +23,11 @@ from axon_adapter import AxonServer, bt
 from bar_store import BarStore
 from caller_rules import CallerPolicy
 from chain import StaticChain
-from config import FeedHost, Frequency, Settings, feed_plans, protocol_profile
+from config import Frequency
 from data_fetcher import SimulatedSource
 from domain import Bars
 from errors import StateError
+from feed_plans import FeedHost, feed_plans
 from forecast_engine import ForecastEngine
 from http_service import bind, build_app, server_for
 from ledger import Ledger
@@ -38,6 +39,8 @@ from model_store import MANIFEST, SEAL, publish_set, published_sets, seal_manife
 from operator_flags import add_operator_arguments, operator_settings, page_port
 from path_checks import Verdict
 from preflight import Site
+from protocol import protocol_profile
+from settings import Settings
 from state_store import StateStore, folder_mark
 from status_page import RecentLog, RecentRequests, StatusPage
 

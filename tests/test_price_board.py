@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config import ANCHOR_MAX_AGE_S, Venue, feed_plans, protocol_profile
+from config import ANCHOR_MAX_AGE_S, Venue
 from domain import PriceQuote
 from errors import FeedRefused, FeedUnreachable
+from feed_plans import feed_plans
 from price_board import LEVEL_EVERY_S, STILL_S, AnchorSource, PriceBoard, PricePoller
+from protocol import protocol_profile
 
 NOW = 1_765_800_000
 PLANS = feed_plans("venue", protocol_profile("2026-09"))

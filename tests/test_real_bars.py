@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from config import DAY_S, FREQUENCIES, Frequency, Settings, asset_spec, protocol_profile
+from config import DAY_S, FREQUENCIES, Frequency, asset_spec
 from data_fetcher import ArchiveSource
 from domain import ForecastRequest
 from features import return_grid
@@ -13,6 +13,8 @@ from forecast_engine import ForecastEngine
 from lgbm_trainer import train
 from market_view import Rung
 from model_store import publish_set
+from protocol import protocol_profile
+from settings import Settings
 from training_rows import prepare_market
 
 HF, LF = Frequency.HF, Frequency.LF

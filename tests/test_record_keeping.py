@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from answer_desk import AnswerDesk, Caller
-from config import DAY_S, protocol_profile
+from config import DAY_S
 from domain import Diagnostics, Forecast, ForecastRequest
 from errors import NoPriceError
 from ledger import Ledger
+from protocol import protocol_profile
 from record_keeping import keeper
 from wire_format import PROMPT_JSON
 

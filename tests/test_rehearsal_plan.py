@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config import NUM_PATHS, Frequency, protocol_profile
+from config import NUM_PATHS, Frequency
 from domain import Diagnostics, Forecast
 from http_service import read_body, read_request
+from protocol import protocol_profile
 from rehearsal_plan import (
     CADENCE_MIN,
     DEADLINE_S,

@@ -13,11 +13,12 @@ import orjson
 import pytest
 
 from clock import RehearsalClock
-from config import FeedHost, load_settings
 from console import EXIT_INTERRUPTED
 from errors import ConfigError
+from feed_plans import FeedHost
 from rehearsal import is_comparable, write_settings
 from rehearse import own_folder, read_script
+from settings import load_settings
 from simulated_market import simulate_bars
 
 ROOT = Path(__file__).resolve().parent.parent

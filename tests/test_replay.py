@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baselines import ConstantSigma, EwmaStudentT, LawForecaster
-from config import DAY_S, Frequency, competition_like, protocol_profile
+from config import DAY_S, Frequency
 from domain import MarketHistory
 from errors import DataError
 from forecast_engine import forecast, request_rng
@@ -16,6 +16,7 @@ from garch_baseline import Garch
 from lgbm_predictor import load_model_set
 from market_baselines import Har, Oracle, fit_har
 from model_store import published_sets
+from protocol import competition_like, protocol_profile
 from replay import (
     EngineForecaster,
     answer_digest,

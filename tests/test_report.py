@@ -11,10 +11,11 @@ import pytest
 import attribution
 import report
 from attribution import Attribution, Loss, Part
-from config import FREQUENCIES, Frequency, protocol_profile
+from config import FREQUENCIES, Frequency
 from domain import Bars, MarketHistory
 from errors import StateError
 from market_view import prior_view
+from protocol import protocol_profile
 from report import EXPLAIN_STEPS, Insight, explain_market, render, write_report
 from tests.test_report_numbers import START_TS, entry, totals
 

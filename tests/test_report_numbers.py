@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from config import DAY_S, protocol_profile
+from config import DAY_S
+from protocol import protocol_profile
 from report_numbers import (
     Coverage,
     against,

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 import retraining
-from config import Frequency, Settings
+from config import Frequency
 from model_store import published_sets
 from retraining import Retrainer, Training, training_command
+from settings import Settings
 from state_store import locked
 from tests.waiting import PATIENCE_S, is_running, wait_for
 
@@ -217,7 +218,8 @@ def test_a_training_that_will_not_listen_is_killed(monkeypatch, tmp_path):
 MINER = """
 import sys, time
 from pathlib import Path
-from config import Frequency, Settings
+from config import Frequency
+from settings import Settings
 from retraining import Training, training_command
 
 archive, models = map(Path, sys.argv[1:])

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config import ASSETS, DAY_S, PROTOCOL_PROFILES
+from config import ASSETS, DAY_S
+from protocol import PROTOCOL_PROFILES
 from rewards import (
     FieldScores,
     ScoredPrompt,

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config import Frequency, Settings
+from config import Frequency
 from data_fetcher import SimulatedSource
 from errors import SourceUnavailable, StateError
 from forecast_engine import ForecastEngine
+from settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 BTC_HF = ("BTC", Frequency.HF)

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from properscoring import crps_ensemble as slow_crps
 
-from config import PROTOCOL_PROFILES, Competition, Frequency, IntervalKind, ScoringInterval
+from config import Frequency
 from errors import DataError
+from protocol import PROTOCOL_PROFILES, Competition, IntervalKind, ScoringInterval
 from scoring import (
     block_volatility,
     crps_ensemble,

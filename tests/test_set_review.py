@@ -7,11 +7,12 @@ import numpy as np
 import orjson
 import pytest
 
-from config import DAY_S, Frequency, Settings
+from config import DAY_S, Frequency
 from forecast_engine import ForecastEngine
 from lgbm_predictor import CALIBRATION, load_model_set
 from model_store import MANIFEST, digest, publish_set, published_sets, seal_manifest
 from set_review import LEAST_BLOCKS, Review, compare_sets, review_sets
+from settings import Settings
 
 HF = Frequency.HF
 

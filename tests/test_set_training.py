@@ -7,10 +7,11 @@ import pytest
 
 from bar_store import BarStore
 from clock import RehearsalClock
-from config import DAY_S, Frequency, Settings
+from config import DAY_S, Frequency
 from pool_store import read_pool
 from pooled_prior import POOL_EVERY_S
 from set_training import stored_pool
+from settings import Settings
 from simulated_market import simulate_bars
 
 LF = Frequency.LF

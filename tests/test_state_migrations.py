@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from bar_store import BarStore
-from config import Frequency, Settings
+from config import Frequency
 from data_fetcher import ArchiveSource
 from domain import Bars
 from forecast_engine import STATE_KIND, STATE_SCHEMA, ForecastEngine
+from settings import Settings
 from state_store import StateStore
 
 KEPT = Path(__file__).resolve().parent / "data" / "state"

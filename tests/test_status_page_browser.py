@@ -15,13 +15,14 @@ import pytest
 
 import status_page
 from answer_desk import AnswerDesk, Outcome
-from config import Frequency, Settings
+from config import Frequency
 from errors import MinerError
 from forecast_engine import ForecastEngine
 from http_service import bind, build_app, server_for
 from metrics import Metrics
 from miner_facts import EngineFacts
 from own_scores import OwnScore
+from settings import Settings
 from status_page import RecentLog, RecentRequests, StatusPage
 from tests.test_status_page import LOAD, record
 

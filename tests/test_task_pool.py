@@ -21,8 +21,9 @@ from distributed.versions import VersionMismatchWarning, error_message, get_vers
 import backtest
 import task_pool
 import train_models
-from config import DAY_S, Frequency, Settings
+from config import DAY_S, Frequency
 from errors import BusyError, ConfigError, DataError
+from settings import Settings
 from task_pool import Job, WorkersLost, open_pool, work_off
 from tests import cluster_tasks
 from tests.conftest import TRAINED_DAYS_BEFORE_END

@@ -12,12 +12,13 @@ import pytest
 
 import train_models
 from clock import RehearsalClock
-from config import DAY_S, Frequency, Settings
+from config import DAY_S, Frequency
 from console import run_script
 from data_fetcher import LiveSource, open_source
 from errors import InsufficientHistory
 from loopback_venues import serve_venues
 from model_store import published_pairs
+from settings import Settings
 from state_store import locked
 from task_pool import Job, work_off
 from tests.pools import PoolHere, do_here

@@ -7,12 +7,13 @@ import orjson
 import pytest
 
 from backtest_store import load_prediction, load_scores, prediction_file, scores_file
-from config import DAY_S, Frequency, Settings
+from config import DAY_S, Frequency
 from domain import MarketHistory
 from errors import ConfigError, DataError, InsufficientHistory
 from model_store import publish_set, published_sets
 from replay import known_at_prompt, last_prompt, realised_path, usual_request
 from scoring import score_paths
+from settings import Settings
 from tests.conftest import TRAINED_DAYS_BEFORE_END
 from tests.pools import do_here
 from walk_forward import (

@@ -17,16 +17,18 @@ from bar_cleaning import bars_from_minutes
 from bar_store import BarStore
 from clock import RehearsalClock
 from collector import Collected, Collector
-from config import FREQUENCIES, FeedPlan, HttpPolicy, Settings, Venue
+from config import FREQUENCIES, Venue
 from data_fetcher import LiveSource
 from domain import Bars, Candles, FloatArray, Forecast, ForecastRequest
 from errors import MinerError
+from feed_plans import FeedPlan, HttpPolicy
 from feeds import Feed, open_feeds
 from forecast_engine import ForecastEngine
 from loopback_venues import LoopbackVenues, serve_venues
 from market_view import Rung
 from price_board import AnchorSource, PriceBoard, PricePoller
 from quarantine import Quarantine
+from settings import Settings
 from wire_format import encode_prompt_answer, validate_answer
 
 # So fast a market that no call waits for its share of a host's limit.

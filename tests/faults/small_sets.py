@@ -7,9 +7,10 @@ import pytest
 
 import lgbm_trainer
 import path_fitting
-from config import Frequency, protocol_profile
+from config import Frequency
 from domain import MarketHistory
 from model_store import publish_set
+from protocol import protocol_profile
 
 _DAYS: Final = {Frequency.HF: 4.0, Frequency.LF: 8.0}
 

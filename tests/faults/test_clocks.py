@@ -14,23 +14,18 @@ from bar_cleaning import BarSieve
 from bar_store import BarStore
 from clock import RehearsalClock
 from collector import Collector
-from config import (
-    DAY_S,
-    FREQUENCIES,
-    Frequency,
-    Settings,
-    Venue,
-    feed_plans,
-    protocol_profile,
-)
+from config import DAY_S, FREQUENCIES, Frequency, Venue
 from data_fetcher import ArchiveSource, SimulatedSource
 from domain import ForecastRequest, PriceQuote
 from errors import FeedUnreachable
+from feed_plans import feed_plans
 from forecast_engine import ForecastEngine
 from market_view import Rung
 from operator_flags import AxonSettings
 from price_board import PriceBoard
+from protocol import protocol_profile
 from quarantine import Quarantine
+from settings import Settings
 from tests import test_axon_adapter as axon
 from tests.faults.small_sets import publish_small_set
 from tests.faults.tally import count

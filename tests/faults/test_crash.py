@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from bar_store import BarStore
-from config import DAY_S, Frequency, Settings
+from config import DAY_S, Frequency
 from errors import ModelError
 from forecast_engine import STATE_KIND, STATE_SCHEMA
 from ledger import LEDGER_FILE, Ledger
 from lgbm_predictor import load_model_set
 from model_store import published_sets
+from settings import Settings
 from state_store import StateStore, locked
 from tests.faults import victims
 from tests.faults.tally import count

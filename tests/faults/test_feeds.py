@@ -16,7 +16,8 @@ import pytest
 from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from config import DAY_S, FeedHost, Frequency, HttpPolicy, Venue
+from config import DAY_S, Frequency, Venue
+from feed_plans import FeedHost, HttpPolicy
 from feed_seams import HOLE_S
 from loopback_venues import Fault, FaultRule, LoopbackVenues
 from tests.faults.live_world import (

@@ -12,12 +12,13 @@ import pytest
 
 from bar_cleaning import SetAsideBar
 from bar_store import BarStore
-from config import DAY_S, Frequency, Settings
+from config import DAY_S, Frequency
 from errors import StateError
 from forecast_engine import ForecastEngine
 from ledger import LEDGER_FILE, Ledger
 from model_store import publish_set, published_sets, roll_back
 from quarantine import Quarantine
+from settings import Settings
 from state_store import StateStore
 from tests.faults import victims
 from tests.faults.asking import ask

@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 
 from baselines import ConstantSigma
-from config import DAY_S, FREQUENCIES, FeedHost, Frequency, asset_spec, competition_like
-from config import protocol_profile as profile_named
+from config import DAY_S, FREQUENCIES, Frequency, asset_spec
 from data_fetcher import ArchiveSource
 from domain import Bars, FloatArray, Forecast, ForecastRequest
 from errors import NoPriceError
+from feed_plans import FeedHost
 from loopback_venues import Fault, FaultRule, LoopbackVenues
 from market_view import Rung
+from protocol import competition_like
+from protocol import protocol_profile as profile_named
 from scoring import score_paths
 from tests.faults.live_world import Hand, LiveWorld, live_settings, live_world, served, truth_of
 from tests.faults.small_sets import publish_small_set

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from bar_store import BarStore
-from config import DAY_S, FREQUENCIES, Frequency, Settings
+from config import DAY_S, FREQUENCIES, Frequency
 from data_fetcher import ArchiveSource, LiveSource
 from domain import ForecastRequest
 from forecast_engine import STATE_KIND, ForecastEngine
 from market_view import Rung
+from settings import Settings
 from state_store import StateStore
 from tests.faults.live_world import Hand
 from tests.faults.small_sets import publish_small_set

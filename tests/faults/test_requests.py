@@ -30,11 +30,12 @@ import slow_callers
 from allocator import trim
 from answer_desk import ANSWER_THREADS, ANSWERED, CACHE_BYTES, MOST_WAITING, Outcome
 from axon_gate import MAX_BODY_BYTES
-from config import Frequency, Settings
+from config import Frequency
 from data_fetcher import SimulatedSource
 from forecast_engine import ForecastEngine
 from market_view import Rung
 from operator_flags import AxonSettings
+from settings import Settings
 from slow_callers import MOST_CONNECTIONS
 from tests import test_axon_adapter as axon
 from tests import test_http_service as http

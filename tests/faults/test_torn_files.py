@@ -12,7 +12,7 @@ import pytest
 
 from bar_cleaning import SetAsideBar
 from bar_store import BarStore
-from config import DAY_S, Frequency, Settings
+from config import DAY_S, Frequency
 from errors import ModelError, StateError
 from forecast_engine import STATE_KIND, STATE_SCHEMA, ForecastEngine
 from ledger import LEDGER_FILE, Ledger
@@ -20,6 +20,7 @@ from lgbm_predictor import load_model_set
 from market_view import Rung
 from model_store import POINTER, publish_set, published_sets
 from quarantine import Quarantine
+from settings import Settings
 from state_store import StateStore, locked
 from tests.faults import victims
 from tests.faults.asking import ask

@@ -23,12 +23,14 @@ import numpy as np
 import pytest
 
 from bar_store import BarStore
-from config import DAY_S, Frequency, Settings, protocol_profile
+from config import DAY_S, Frequency
 from data_fetcher import ArchiveSource, LoadedHistory
 from domain import Bars, ForecastRequest, MarketHistory
 from forecast_engine import ForecastEngine
 from ledger import AnswerEntry, Ledger, PromptEntry
 from model_store import publish_set
+from protocol import protocol_profile
+from settings import Settings
 from state_store import locked
 from tests.entries import hour_answer, prompt_entry
 
