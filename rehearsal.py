@@ -334,6 +334,7 @@ class Rehearsal:
                     pair,
                     start,
                     self.ended,
+                    closes=self.script.bars[pair[0]].close_ts,
                     interval_days=self.settings.retrain_days(pair[1]),
                     pairs=len(self.script.pairs),
                     speed=self.script.speed,

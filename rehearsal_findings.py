@@ -4,7 +4,7 @@ Everything here is pure; `rehearse` gathers what goes in.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import theilslopes
 
 from config import DAY_S, Frequency
-from domain import Bars
+from domain import Bars, IntArray
 from rehearsal_plan import Fate, Pair, PairAsks
 
 # In which a due training must be published, for every pair that may be trained before it.
@@ -104,6 +104,7 @@ def judge_trainings(
     start: float,
     end: float,
     *,
+    closes: IntArray,
     interval_days: float,
     pairs: int,
     speed: float,
@@ -111,24 +112,40 @@ def judge_trainings(
     """Hold the sets of a pair against its cadence.
 
     A set is due once the former has seen no bar of the last `interval_days`; from then on
-    it has `TRAINING_ALLOWANCE_S` real seconds for each of the `pairs` that are trained.
+    it has `TRAINING_ALLOWANCE_S` real seconds for each of the `pairs` that are trained. In
+    a market that is closed nothing is due: the same set would come out. `closes` (n,): when
+    the bars of the market closed, rising, Unix seconds.
     """
     mine = sorted((entry for entry in published if entry.pair == pair), key=lambda p: p.seen_ts)
     interval_s = interval_days * DAY_S
     allowance_s = TRAINING_ALLOWANCE_S * pairs * speed
+
+    def wanted(after: float) -> float:
+        newer = closes[np.searchsorted(closes, after, "right") :]
+        return max(after + interval_s, float(newer[0])) if len(newer) else np.inf
+
     # Of a market that was closed at the start there were no newer bars to learn from.
     until = [max(entry.trained_until, start) for entry in mine]
     replaced = [entry.seen_ts for entry in mine[1:]] + [end] * bool(mine)
-    oldest = max((late - early for late, early in zip(replaced, until, strict=True)), default=0.0)
+    served = list(zip(replaced, until, strict=True))
     first_after = mine[0].seen_ts - start if mine else end - start
+    lateness = max([first_after, *(late - wanted(early) for late, early in served)])
     return PairTrainings(
         sets=len(mine),
-        due=1 + int(max(end - allowance_s - until[0], 0) // interval_s) if until else 1,
+        due=1 + _count_due(until[0], end - allowance_s, wanted) if until else 1,
         first_after_s=first_after,
-        oldest_days=oldest / DAY_S,
+        oldest_days=max((late - early for late, early in served), default=0.0) / DAY_S,
         seconds=tuple(entry.seconds for entry in mine if entry.seconds is not None),
-        on_cadence=max(oldest - interval_s, first_after) <= allowance_s,
+        on_cadence=lateness <= allowance_s,
     )
+
+
+def _count_due(since: float, end: float, wanted: Callable[[float], float]) -> int:
+    """How often a successor is wanted until the end, each as soon as it may be."""
+    count = 0
+    while (since := wanted(since)) <= end:
+        count += 1
+    return count
 
 
 # ---------------------------------------------------------------- log lines

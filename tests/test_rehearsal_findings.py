@@ -105,8 +105,13 @@ def trainings(*moments, days=2.5, speed=60):
     return judged(published(*moments), START + days * DAY_S, speed)
 
 
-def judged(sets, end, speed=60):
-    return judge_trainings(sets, BTC, START, end, interval_days=1, pairs=PAIRS, speed=speed)
+OPEN = np.arange(START - DAY_S, START + 5 * DAY_S, 60)  # closes of a market that never rests
+
+
+def judged(sets, end, speed=60, closes=OPEN):
+    return judge_trainings(
+        sets, BTC, START, end, closes=closes, interval_days=1, pairs=PAIRS, speed=speed
+    )
 
 
 def test_a_set_a_day_is_on_cadence():
@@ -128,6 +133,16 @@ def test_what_cannot_be_due_yet_is_not_missed():
     days = 0.9 * TRAINING_ALLOWANCE_S * PAIRS * 60 / DAY_S
     assert trainings(days=days).on_cadence
     assert trainings(days=days).sets == 0
+
+
+def test_in_a_closed_market_nothing_is_due_until_it_opens_again():
+    sets, end = published(0.1), START + 2.5 * DAY_S
+    before = OPEN[OPEN <= START]
+    found = judged(sets, end, closes=before)
+    assert (found.on_cadence, found.due) == (True, 1)
+    for opens, in_time in ((START + 1.2 * DAY_S, False), (end - 600, True)):
+        closes = np.concatenate((before, OPEN[opens < OPEN]))
+        assert judged(sets, end, closes=closes).on_cadence is in_time
 
 
 def test_sets_of_other_pairs_do_not_count():
