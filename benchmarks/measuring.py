@@ -59,7 +59,6 @@ class Row:
             f"{self.low:.3g}-{self.high:.3g}",
             f"{'≥' if self.at_least else '≤'} {self.reach:g}",
             self.verdict,
-            self.detail,
         )
 
 
@@ -152,10 +151,13 @@ def load_rows(file: Path) -> list[Row]:
 
 
 def show(title: str, rows: Sequence[Row]) -> None:
-    """Print the rows below the machine they were measured on."""
+    """Print the rows below the machine they were measured on, and what is behind them."""
     print(machine())
-    columns = ("what", "against", "value", "spread", "reach", "verdict", "detail")
+    columns = ("what", "against", "value", "spread", "reach", "verdict")
     table(title, columns, [row.cells() for row in rows])
+    for row in rows:
+        if row.detail:  # below, for a column of them would leave no room in 80 columns
+            print(f"{row.what}: {row.detail}")
 
 
 def exit_code(rows: Sequence[Row]) -> int:

@@ -65,13 +65,13 @@ def _rows(settings: Settings, asset: str, frequency: Frequency) -> list[Row]:
     return [
         ratio_row(
             _rates(market, history, models, baselines, times),
-            what=f"replay of history, {frequency.value.upper()}, {who} and scores",
+            what=f"replay, {frequency.value.upper()}, {who}",
             against="prompts/s",
             reach=LEAST_RATE[frequency],
             at_least=True,
             detail=f"{len(times)} prompts",
         )
-        for who, baselines in (("engine", ()), (f"{len(beside)} baselines, engine", beside))
+        for who, baselines in (("engine and scores", ()), (f"with {len(beside)} baselines", beside))
     ]
 
 
