@@ -16,6 +16,8 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import IO, Any, Final
 from uuid import uuid4
@@ -30,6 +32,7 @@ SCRIPT: Final = Path(__file__).resolve().with_name("miner.py")
 START_LIMIT_S: Final = 60.0  # until it says where it serves
 STOP_PATIENCE_S: Final = 30.0  # then it is killed; what it promises is less
 WATCH_S: Final = 1.0
+WATCH_LOOKS: Final = 10  # at the memory in that time: what a trim gives back is soon taken again
 MARK_VARIABLE: Final = "REHEARSAL_MARK"
 _SERVING: Final = re.compile(r"serving (.* )?on (?P<url>http://\S+?)[;,.]?(\s|$)")
 _PAGE_MB: Final = os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -155,21 +158,36 @@ class RehearsedMiner:
     def _watch(self) -> None:
         pid = self.pid
         while not self._over.is_set():
+            least_mb = self._least_memory(pid)
             found = vitals_of(pid, time.monotonic() - self.began)
             if found is not None and not self._stopping.is_set():
-                self.vitals.append(found)
-            self._over.wait(WATCH_S)
+                self.vitals.append(replace(found, rss_mb=min(found.rss_mb, least_mb)))
+
+    def _least_memory(self, pid: int) -> float:
+        """The least that the process held within WATCH_S, MB."""
+        least_mb = inf
+        for _ in range(WATCH_LOOKS):
+            with suppress(OSError):
+                least_mb = min(least_mb, resident_mb(pid))
+            if self._over.wait(WATCH_S / WATCH_LOOKS):
+                break
+        return least_mb
+
+
+def resident_mb(pid: int) -> float:
+    """Memory of a process. Raises: OSError if it is gone."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_MB
 
 
 def vitals_of(pid: int, at_s: float) -> Vitals | None:
     """Memory, threads and handles of a process; None when it is gone."""
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        rss_mb = resident_mb(pid)
         threads = sum(1 for _ in Path(f"/proc/{pid}/task").iterdir())
         handles = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
         return None
-    return Vitals(at_s=at_s, rss_mb=pages * _PAGE_MB, threads=threads, handles=handles)
+    return Vitals(at_s=at_s, rss_mb=rss_mb, threads=threads, handles=handles)
 
 
 def marked(mark: str) -> list[int]:
