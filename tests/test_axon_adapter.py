@@ -153,7 +153,10 @@ class Desk(AnswerDesk):
 
     def __init__(self, engine):
         self.told: list[AnswerRecord] = []
-        super().__init__(engine, observers=[self.told.append])
+        super().__init__(engine, observers=[self._keep])
+
+    def _keep(self, record: AnswerRecord) -> None:
+        self.told.append(replace(record, forecast=None))  # or a flood of them would fill memory
 
 
 @contextmanager

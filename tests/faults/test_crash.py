@@ -147,7 +147,7 @@ def test_no_flushed_answer_is_lost_to_a_kill(tmp_path, size):
     for _ in range(size(*KILLS["flush"])):
         acknowledged = victims.killed(victims.keep_answers, path, first, dice=dice, spread_s=0.9)
         with Ledger(path) as book:
-            waiting = book.pending("BTC", "hf", victims.START + DAY_S * 9, limit=100_000)
+            waiting = book.pending("BTC", "hf", victims.START + DAY_S * 365, limit=500_000)
             assert len(book.prompts(0)) == len(waiting)
         lost = max(0, acknowledged - len(waiting))
         count("Flushed answers outlive a kill", cases=1, answers_lost=lost)
