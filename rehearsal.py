@@ -193,6 +193,7 @@ class Rehearsal:
         self.watch.start()
         self._begin_life()
         self._wait_until_ready()
+        self._open_page()
         self.began = self.clock.now()
         self.disk.append(disk_use(self.settings, self.began))
         end = self.began + self.script.days * DAY_S
@@ -240,6 +241,11 @@ class Rehearsal:
             f"{READY_LIMIT_S:.0f} s; read its log {self.script.log_file}."
         )
 
+    def _open_page(self) -> None:
+        """Before memory is judged: the first look brings in what draws the page."""
+        if not self.miner.open_page():
+            raise MinerError(f"the status page did not open; read its log {self.script.log_file}.")
+
     def _rest(self, seconds: float) -> None:
         """Real seconds, unless the miner ends by itself. Raises: MinerError."""
         until = time.monotonic() + seconds
@@ -266,6 +272,7 @@ class Rehearsal:
         self._states = read_states(self.settings, self.script.pairs)
         self._begin_life()
         first = self._first_answer(controls[0])
+        self._open_page()
         after = {control: self._control(*control) for control in controls}
         comparable = [
             control for control in controls if is_comparable(before[control], after[control])

@@ -105,6 +105,14 @@ class RehearsedMiner:
         """Its process id; 0 before its start."""
         return self._process.pid if self._process else 0
 
+    def open_page(self) -> bool:
+        """Look at the status page, as an operator does; whether it is there."""
+        try:
+            page = requests.get(f"{self.url}/", timeout=60)
+        except requests.RequestException:
+            return False
+        return bool(page.status_code == requests.codes.ok)
+
     def health(self) -> dict[str, Any] | None:
         """What `/healthz` says; None if nobody answers."""
         try:

@@ -56,6 +56,12 @@ def test_a_process_that_outlives_the_miner_is_counted_and_killed(life):
     assert not miner.is_running
 
 
+def test_a_page_that_nobody_serves_is_not_open(life):
+    miner = life(FORGETFUL)
+    miner.wait_until_serving()
+    assert not miner.open_page()
+
+
 def test_its_log_and_its_vitals_are_kept_and_the_end_does_not_count(life, tmp_path):
     miner = life(FORGETFUL)
     miner.wait_until_serving()
