@@ -19,6 +19,7 @@ from typing import Final
 
 import numpy as np
 
+from bar_cleaning import is_other_level
 from clock import Clock
 from collector import visit_venue
 from config import ANCHOR_MAX_AGE_S, DAY_S, FeedSymbol, MarketHours, Venue, asset_spec
@@ -31,7 +32,6 @@ from seasonality import is_closed, new_york_seconds
 SAME_MOMENT_S: Final = 60  # two quotes no further apart tell how two feeds' levels compare
 OUT_OF_ORDER_S: Final = 120  # by more than this no quote overtakes another
 LEVEL_EVERY_S: Final = 300  # how often that is looked at while the scored feed is well
-WILD_FACTOR: Final = 8.0  # prices this far apart are not both true
 AGREEMENT: Final = 1.1  # how far apart two feeds may be and still agree on that
 STILL_S: Final = 1800  # of market hours at one price: more than a quiet market's
 _FAILING: Final = "no price"  # in the log
@@ -215,7 +215,7 @@ class PriceBoard:
     def _denies(self, asset: str, feed: FeedSymbol, scored: PriceQuote) -> bool:
         """Whether the feed, being of the same price, says something altogether different."""
         other = self._quotes.get((asset, feed.name))
-        return feed.same_price and other is not None and _are_wild(scored, other)
+        return feed.same_price and other is not None and is_other_level(scored.price, other.price)
 
     def _on_level(
         self, asset: str, feed: FeedSymbol, quote: PriceQuote | None
@@ -233,10 +233,6 @@ def _open_seconds(hours: MarketHours, start: int, end: int) -> int:
     return int(60 * np.count_nonzero(is_closed(new_york_seconds(minutes), hours) == 0))
 
 
-def _are_wild(quote: PriceQuote, other: PriceQuote) -> bool:
-    return abs(ln(quote.price / other.price)) >= ln(WILD_FACTOR)
-
-
 def _is_near(level: _Level, other: _Level) -> bool:
     return abs(ln(level.ratio / other.ratio)) < ln(AGREEMENT)
 
@@ -249,7 +245,7 @@ def _anchor(quote: PriceQuote, source: AnchorSource, now: int) -> Anchor:
 def _is_plausible(
     quote: PriceQuote, last_bar: PriceQuote, opinions: list[PriceQuote] | list[PriceQuote | None]
 ) -> bool:
-    if not _are_wild(quote, last_bar):
+    if not is_other_level(quote.price, last_bar.price):
         return True
     return any(
         other is not None
