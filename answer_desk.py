@@ -95,8 +95,8 @@ class Answer:
 class Outcome(StrEnum):
     """What became of a request."""
 
-    COMPUTED = "computed"
-    REPEATED = "repeated"  # the forecast that another caller got, or is about to get
+    COMPUTED = "computed"  # the first answer that a forecast is given in
+    REPEATED = "repeated"  # the forecast that another caller got
     TOO_LATE = "too_late"
     OVERLOADED = "overloaded"
     REFUSED = "refused"  # the caller can change it
@@ -202,6 +202,7 @@ class _Made:
     forecast: Forecast
     answers: Mapping[str, Answer]  # by format; at least one
     until: float  # monotonic seconds
+    first: threading.Lock
 
     @property
     def bytes(self) -> int:
@@ -236,6 +237,8 @@ class _Job:
     forecast: Forecast | None = None  # None: to be computed
     answers: dict[str, Answer] = field(default_factory=dict)  # by format
     orders: dict[str, _Order] = field(default_factory=dict)  # by format
+    # Taken by the caller who gets the forecast first: the one who began may have hung up.
+    first: threading.Lock = field(default_factory=threading.Lock)
 
     def join(self, priority: float, deadline: float | None) -> None:
         """Let one more caller wait for it."""
@@ -458,42 +461,48 @@ class AnswerDesk:
         budget_s: float | None,
     ) -> tuple[AnswerRecord, Answer]:
         found = self._find_or_admit(key, encoder, priority, budget_s)
-        if isinstance(found, Answer):
-            return _answered(told, Outcome.REPEATED, found, None), found
-        job, order, is_first = found
+        if isinstance(found, _Made):
+            answer = found.answers[encoder.format]
+            return _answered(told, answer, found), answer
+        job, order = found
         answer = await asyncio.wrap_future(order.done)
-        outcome = Outcome.COMPUTED if is_first else Outcome.REPEATED
-        return _answered(told, outcome, answer, job.forecast if is_first else None), answer
+        return _answered(told, answer, job), answer
 
     def _find_or_admit(
         self, key: _Key, encoder: Encoder, priority: float, budget_s: float | None
-    ) -> Answer | tuple[_Job, _Order, bool]:
-        """The kept answer; or the job and order that make it, and if its forecast begins here."""
+    ) -> _Made | tuple[_Job, _Order]:
+        """What holds the answer already; or the job and order that make it."""
         now = self._monotonic()
         with self._lock:
             if self._closed:
                 raise _closing()
             made = self._cache.get(key, now)
             if made is not None and encoder.format in made.answers:
-                return made.answers[encoder.format]
+                return made
             deadline = None if budget_s is None else now + budget_s - DELIVERY_S
             job = self._running.get(key) or self._waiting.get(key)
             if job is not None:
                 job.join(priority, deadline)
-                return job, job.order(encoder), False
+                return job, job.order(encoder)
             if made is None:
                 until = now + min(SHARED_S, (budget_s or 0.0) + KEPT_AFTER_START_S)
                 job = _Job(key, self._arrivals, priority, deadline, until)
             else:  # it is kept no longer for being written once more
-                written = dict(made.answers)
                 job = _Job(
-                    key, self._arrivals, priority, deadline, made.until, made.forecast, written
+                    key,
+                    self._arrivals,
+                    priority,
+                    deadline,
+                    made.until,
+                    forecast=made.forecast,
+                    answers=dict(made.answers),
+                    first=made.first,
                 )
             order = job.order(encoder)
             evicted = self._admit(job, now)
         if evicted is not None:
             evicted.fail(_overloaded(self._most_waiting))
-        return job, order, made is None
+        return job, order
 
     def _admit(self, job: _Job, now: float) -> _Job | None:
         """Let it wait; the waiting job to refuse instead, if one must go.
@@ -584,7 +593,7 @@ class AnswerDesk:
         """Nobody joins it any more; what it made is kept, unless nothing could be written."""
         del self._running[job.key]
         if job.answers:
-            made = _Made(forecast, job.answers, job.kept_until)
+            made = _Made(forecast, job.answers, job.kept_until, job.first)
             self._cache.put(job.key, made, self._monotonic())
 
     # -- telling
@@ -599,15 +608,15 @@ class AnswerDesk:
                 log.exception("observer failed")
 
 
-def _answered(
-    told: AnswerRecord, outcome: Outcome, answer: Answer, forecast: Forecast | None
-) -> AnswerRecord:
+def _answered(told: AnswerRecord, answer: Answer, shared: _Job | _Made) -> AnswerRecord:
+    """The record of a caller who gets a forecast; it carries it for the first of them."""
+    is_first = shared.first.acquire(blocking=False)  # nobody ever gives it back
     return replace(
         told,
-        outcome=outcome,
+        outcome=Outcome.COMPUTED if is_first else Outcome.REPEATED,
         diagnostics=answer.diagnostics,
         size=len(answer.body),
-        forecast=forecast,
+        forecast=shared.forecast if is_first else None,
     )
 
 

@@ -273,7 +273,29 @@ def test_a_caller_that_hangs_up_does_not_take_the_answer_from_the_others(desk, w
         return await second
 
     assert asyncio.run(main()).body
-    assert [record.outcome for record in told] == [Outcome.LEFT, Outcome.REPEATED]
+    assert [record.outcome for record in told] == [Outcome.LEFT, Outcome.COMPUTED]
+    assert [record.forecast is None for record in told] == [True, False]
+
+
+@pytest.mark.parametrize("encoders", [(PROMPT_JSON, SHADOW_JSON), (SHADOW_JSON, PROMPT_JSON)])
+def test_what_callers_did_not_wait_for_is_first_given_to_the_next_who_asks(
+    desk, walks, told, encoders
+):
+    async def main():
+        left = asyncio.create_task(ask(desk, prompt("SLOW")))
+        await begun(walks)
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        walks.release.set()
+        for encoder in encoders:  # one of them is kept, the other is written now
+            await ask(desk, prompt("SLOW"), encoder=encoder)
+
+    asyncio.run(main())
+    assert walks.computed == ["SLOW"]
+    outcomes = [Outcome.LEFT, Outcome.COMPUTED, Outcome.REPEATED]
+    assert [record.outcome for record in told] == outcomes
+    assert [record.forecast is None for record in told] == [True, False, True]
 
 
 def test_an_answer_is_kept_until_shortly_after_the_start(walks):
