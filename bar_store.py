@@ -13,10 +13,12 @@ first week as after years. Columns are shuffled by bytes and deflated.
 """
 
 import logging
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -38,6 +40,8 @@ _SCHEMA: Final = 2
 _PRICES: Final = ("open", "high", "low", "close", "volume")
 _TRADING: Final = ("trades", "taker_volume")
 _SERIES_NAME: Final = re.compile(r"(?P<asset>.+)_(?P<bar_s>\d+)s")
+_DAY_FILE: Final = re.compile(r"\d{4}-\d\d-\d\d\.msgpack")
+_KNOWN_NAMES: Final = 4096  # eleven years of days
 _IMPORTED_FEED: Final = re.compile(r"(?P<venue>[^:]+):(?P<asset>.+)_\d+m")
 _COMPRESSION: Final = 1  # more saves 3 % of the bytes and triples the time
 _LOCK_WAIT_S: Final = 30
@@ -178,9 +182,9 @@ class BarStore:
         series = _series_name(venue, asset, bar_s)
         return {
             day: mark
-            for day in self._days(series)
+            for day, entry in self._day_files(series)
             if day >= start // DAY_S
-            and (mark := self._mark(series, day)) is not None
+            and (mark := _mark_of(entry)) is not None
             and not self._stays_unreadable(series, day, bar_s)
         }
 
@@ -225,19 +229,25 @@ class BarStore:
 
     def _days(self, series: str) -> list[int]:
         """Days since 1970 that have a file, in order. Raises: UnreadableState."""
+        return [day for day, _ in self._day_files(series)]
+
+    def _day_files(self, series: str) -> list[tuple[int, "os.DirEntry[str]"]]:
+        """Days since 1970 and their files, in order. Raises: UnreadableState.
+
+        In one pass over the folder: the engine looks for new bars every few seconds.
+        """
         folder = self._folder(series)
         try:
-            names = [path.stem for path in folder.glob("????-??-??.msgpack")]
+            with os.scandir(folder) as entries:
+                found = [(_day_of_file(entry.name), entry) for entry in entries]
+        except FileNotFoundError:
+            return []
         except OSError as error:
             raise unlisted(folder, error) from error
-        return sorted(int(np.datetime64(name, "D").astype(np.int64)) for name in names)
+        return sorted((day, entry) for day, entry in found if day is not None)
 
     def _mark(self, series: str, day: int) -> FileMark | None:
-        try:
-            status = self._store.path(BARS_FOLDER, _day_name(series, day)).stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_ino, status.st_size
+        return _mark_of(self._store.path(BARS_FOLDER, _day_name(series, day)))
 
     def _readable_day(self, series: str, day: int, bar_s: int) -> _Day | None:
         """As `_load_day`; None also while it cannot be read, which is logged once."""
@@ -278,6 +288,15 @@ class BarStore:
 _NO_FILE: Final[FileMark] = (0, 0, 0)
 
 
+def _mark_of(file: "os.DirEntry[str] | Path") -> FileMark | None:
+    """None if it is gone."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
 def _series_name(venue: str, asset: str, bar_s: int) -> str:
     """The folder of a series below `bars`. Raises: StateError if a name is unfit."""
     require_plain(venue)
@@ -287,6 +306,14 @@ def _series_name(venue: str, asset: str, bar_s: int) -> str:
 
 def _day_name(series: str, day: int) -> str:
     return f"{series}/{np.datetime64(day, 'D')}"
+
+
+@lru_cache(maxsize=_KNOWN_NAMES)
+def _day_of_file(name: str) -> int | None:
+    """Inverse of `_day_name`, for the file's own name; None for any other file."""
+    if not _DAY_FILE.fullmatch(name):
+        return None
+    return int(np.datetime64(name.partition(".")[0], "D").astype(np.int64))
 
 
 def _inside(gaps: Iterable[_Gaps], start: int, end: int, bar_s: int, kind: str) -> list[Span]:

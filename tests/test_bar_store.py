@@ -392,6 +392,18 @@ def test_a_label_that_is_no_known_feed_stays(tmp_path):
     assert_same_bars(BarStore(tmp_path).load("mine", "BTC", 60), bars)
 
 
+def test_other_files_in_the_folder_of_a_series_are_no_days(tmp_path):
+    store = BarStore(tmp_path)
+    first = some_bars(np.arange(5) - START // 60)  # of the first day that there is
+    store.append("binance", "BTC", first)
+    folder = tmp_path / "bars" / "binance" / "BTC_60s"
+    whole = (folder / "1970-01-01.msgpack").read_bytes()
+    for name in ("1970-01-02.msgpack.damaged-1", ".1970-01-02.msgpack~", "notes.msgpack", "1970"):
+        (folder / name).write_bytes(whole)
+    assert list(store.marks("binance", "BTC", 60, 0)) == [0]
+    assert_same_bars(store.load("binance", "BTC", 60), first)
+
+
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
 def test_a_folder_that_cannot_be_listed_is_said_in_one_sentence(tmp_path, monkeypatch, code):
     store = BarStore(tmp_path)
