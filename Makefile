@@ -20,8 +20,8 @@ help: ## show this list
 test: lint ## lint, type check and run all tests
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-faults: $(DEV_STAMP) ## every case of the fault suite: crashes, damage, full disks, feeds, abuse
-	$(BIN)/python -m pytest tests/faults --full
+faults: $(DEV_STAMP) ## every case of the fault suite, FLAGS="--table FILE" for what it came to; 40 minutes
+	$(BIN)/python -m pytest tests/faults --full -n auto --dist loadfile $(FLAGS)
 
 demo: $(RUN_STAMP) ## train, check, replay and draw on a simulated market, about two minutes
 	$(BIN)/python demo.py
