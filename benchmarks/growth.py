@@ -58,8 +58,8 @@ def _training(settings: Settings, asset: str, pools: Pools) -> Row:
     cpu_s = [np.median([turn[months].whole.cpu_s for turn in turns]) for months in TRAINED]
     return ratio_row(
         np.array([_growth(turn) for turn in turns]),
-        what=f"training a bar more, from {TRAINED[1]} to {TRAINED[2]} months",
-        against=f"from {TRAINED[0]} to {TRAINED[1]}",
+        what=f"training a bar more at {TRAINED[2]} months",
+        against=f"at {TRAINED[1]}",
         reach=TRAINING_REACH,
         at_least=False,
         detail=" / ".join(f"{each:.1f}" for each in cpu_s) + f" s, {_named(TRAINED)}",
@@ -112,8 +112,8 @@ def _append_row(seconds: dict[int, FloatArray]) -> Row:
     medians = [1e3 * float(np.median(seconds[months])) for months in MONTHS]
     return ratio_row(
         seconds[12] / seconds[1],
-        what="appending one minute, 12 months stored",
-        against="1 month",
+        what="appending a minute to 12 months",
+        against="to one",
         reach=APPEND_REACH,
         at_least=False,
         detail=" / ".join(f"{each:.2f}" for each in medians) + f" ms, {_named(MONTHS)}",

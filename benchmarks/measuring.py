@@ -47,16 +47,24 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """`met`, the documented limit, or `missed`."""
-        return "met" if self.met else self.limit or "missed"
+        """`met`, `limited` where it is documented why, or `missed`."""
+        if self.met:
+            return "met"
+        return "limited" if self.limit else "missed"
+
+    @property
+    def remarks(self) -> str:
+        """The spread, and what is behind the row."""
+        spread = f"{self.low:.3g} to {self.high:.3g}" if self.low < self.high else ""
+        limit = f"limited by {self.limit}" if self.verdict == "limited" else ""
+        return "; ".join(filter(None, (spread, self.detail, limit)))
 
     def cells(self) -> tuple[str, ...]:
-        """The row as it is printed."""
+        """The row as it is printed, without its remarks: they leave no room in 80 columns."""
         return (
             self.what,
             self.against,
             f"{self.value:.3g}",
-            f"{self.low:.3g}-{self.high:.3g}",
             f"{'≥' if self.at_least else '≤'} {self.reach:g}",
             self.verdict,
         )
@@ -153,11 +161,11 @@ def load_rows(file: Path) -> list[Row]:
 def show(title: str, rows: Sequence[Row]) -> None:
     """Print the rows below the machine they were measured on, and what is behind them."""
     print(machine())
-    columns = ("what", "against", "value", "spread", "reach", "verdict")
+    columns = ("what", "against", "value", "reach", "verdict")
     table(title, columns, [row.cells() for row in rows])
     for row in rows:
-        if row.detail:  # below, for a column of them would leave no room in 80 columns
-            print(f"{row.what}: {row.detail}")
+        if row.remarks:
+            print(f"{row.what}: {row.remarks}")
 
 
 def exit_code(rows: Sequence[Row]) -> int:

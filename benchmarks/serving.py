@@ -180,11 +180,11 @@ def _measure(config: Path, clock: RehearsalClock, site: Path) -> list[Row]:
 def _start_rows(starts: Sequence[Mapping[Frequency, float]], cpu: Sequence[float]) -> list[Row]:
     return [
         plain_row(
-            "start, all assets",
-            f"s to the first {frequency.value.upper()} answer",
+            f"start to the first {frequency.value.upper()} answer",
+            "seconds",
             [start[frequency] for start in starts],
             reach=START_REACH_S,
-            detail=f"{np.median(cpu):.2f} CPU s to both answers",
+            detail=f"{np.median(cpu):.2f} CPU s to both",
         )
         for frequency in starts[0]
     ]
@@ -204,12 +204,12 @@ def _long_life(config: Path, clock: RehearsalClock, site: Path) -> list[Row]:
     return [
         plain_row(
             "memory, all assets asked",
-            "MB at most",
+            "MB",
             [asked_mb],
             reach=MEMORY_REACH_MB,
             detail=f"{first_mb:.0f} at the first answers, {later_mb:.0f} after minutes of upkeep",
         ),
-        plain_row("upkeep, all assets", "CPU s a minute", upkeep, reach=UPKEEP_REACH_S),
+        plain_row("a minute of upkeep", "CPU s", upkeep, reach=UPKEEP_REACH_S),
     ]
 
 
@@ -340,8 +340,8 @@ def _axon_start(config: Path, clock: RehearsalClock, site: Path) -> Row:
         for pair in _first_pairs()
     ]
     row = plain_row(
-        "start, all assets, at the axon",
-        "s to a dendrite's first answer, HF or LF",
+        "start to a dendrite's answer",
+        "seconds",
         seconds,
         reach=START_REACH_S,
         detail=f"importing bittensor alone: {importing:.1f} s",

@@ -74,11 +74,11 @@ def _measure(folder: Path, plans: list[FeedPlan], days: int) -> list[Row]:
     what = f"{len(plans)} assets, {days} days"
     return [
         plain_row(
-            f"bars on the disk, {what}",
+            "bars on the disk",
             "bytes a bar",
             [stored / (len(plans) * days * 1440)],
             reach=BYTES_REACH,
-            detail=f"{stored / 1e6:.0f} MB, written in {wrote_s:.0f} s",
+            detail=f"{what}: {stored / 1e6:.0f} MB, written in {wrote_s:.0f} s",
         ),
         plain_row(
             "storing a closed minute",

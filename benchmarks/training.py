@@ -64,11 +64,12 @@ def _year(settings: Settings, asset: str, pools: Pools, days: float) -> list[Row
     return [
         ratio_row(
             np.array([cost.whole.cpu_s / cost.bare.cpu_s for cost in both]),
-            what=f"training {asset} HF, {days:g} days, {both[0].bars} bars",
+            what=f"training {asset} HF",
             against="bare LightGBM fits, CPU",
             reach=REACH,
             at_least=False,
-            detail=f"{_seconds(both)}; {by_clock:.2f} by the wall clock",
+            detail=f"{days:g} days, {both[0].bars} bars: {_seconds(both)}; "
+            f"{by_clock:.2f} by the wall clock",
         ),
         plain_row(
             "its memory, at the peak",
@@ -105,11 +106,13 @@ def _leads(settings: Settings, asset: str, pools: Pools, days: float) -> list[Ro
     return [
         ratio_row(
             np.array([turn[LEADS[-1]].whole.cpu_s / turn[LEADS[0]].whole.cpu_s for turn in turns]),
-            what=f"training with {LEADS[-1]} leads, {days:g} days",
+            what=f"training with {LEADS[-1]} leads",
             against=f"with {LEADS[0]}, CPU",
             reach=LEADS_REACH,
             at_least=False,
-            detail=" / ".join(f"{each:.1f}" for each in cpu_s) + f" s with {_listed(LEADS)}",
+            detail=f"{days:g} days: "
+            + " / ".join(f"{each:.1f}" for each in cpu_s)
+            + f" s with {_listed(LEADS)}",
         ),
         ratio_row(
             np.array([max(rows) / min(rows)]),

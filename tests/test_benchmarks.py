@@ -57,14 +57,16 @@ def test_a_missed_row_fails_the_run_unless_its_limit_is_documented():
     assert exit_code([row(3.0), row(1.0)]) == 1
     assert exit_code([row(3.0), row(1.0, limit="the encoder alone takes as long")]) == 0
     assert row(1.0).verdict == "missed"
-    assert row(1.0, limit="the encoder").verdict == "the encoder"
+    assert row(1.0, limit="the encoder").verdict == "limited"
 
 
 def test_rows_come_back_from_the_file_that_a_benchmark_left(tmp_path, capsys):
     rows = [row(3.0), row(1.0, limit="why")]
     assert finish("Speed", rows, tmp_path / "rows.json") == 0
     assert load_rows(tmp_path / "rows.json") == rows
-    assert "≥ 2" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "≥ 2" in shown
+    assert "answer: limited by why\n" in shown
 
 
 def test_the_spread_of_a_ratio_is_its_quartiles():
