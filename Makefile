@@ -17,7 +17,7 @@ help: ## show this list
 	@echo
 	@echo "  PYTHON=python3.12 chooses the interpreter, VENV=DIR the environment (default .venv)."
 
-test: lint ## lint, type check and run all tests
+test: lint ## lint, type check and run all tests but those of faults
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 faults: $(DEV_STAMP) ## every case of the fault suite, FLAGS="--table FILE" for what it came to; 40 minutes
@@ -47,7 +47,7 @@ audit: | $(BIN)/python ## look for known vulnerabilities of requirements.lock; n
 	$(PIP) pip-audit==2.10.1
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
 
-clean: ## remove the environment, the demo and the caches; models/ and state/ stay
+clean: ## remove the environment, the caches and build/ (demo, back-tests, reports); models/ and state/ stay
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

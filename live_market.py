@@ -29,7 +29,7 @@ from price_board import PriceBoard, PricePoller
 from quarantine import Quarantine
 from settings import Settings
 
-CLOCK_OFF_S: Final = 5.0  # by how much our clock may be off; beyond 10 s callers are refused
+CLOCK_OFF_S: Final = 5.0  # by how much our clock may be off; from 10 s on callers may be refused
 
 
 @dataclass(slots=True, eq=False)
@@ -130,6 +130,7 @@ def _clock_doubts(ahead_s: float | None) -> Iterator[str]:
     if ahead_s is not None and abs(ahead_s) > CLOCK_OFF_S:
         yield (
             f"our clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} the "
-            "venues', and callers are refused for the times that they sign; synchronise it, e.g. "
+            "venues', and from 10 s on callers may be refused for the times that they sign; "
+            "synchronise it, e.g. "
             "`timedatectl set-ntp true`"
         )

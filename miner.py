@@ -414,9 +414,6 @@ def _arguments() -> Namespace:
         f"with an axon its own plus {PAGES_AWAY}, e.g. {PAGE_PORT + PAGES_AWAY})",
     )
     group.add_argument(
-        "--jobs", metavar="N", help="processes of a retraining (default: one per core)"
-    )
-    group.add_argument(
         "--log-level",
         metavar="{debug,info,warning,error}",
         help=f"least important lines to log (default: {defaults['log_level']})",

@@ -93,7 +93,6 @@ class Script:
     restart_at: float  # share of the days; 0: no restart
     history_days: float
     retrain_days: float | None  # for every set; None: the usual cadence
-    jobs: int | None
     work_dir: Path
 
     @property
@@ -145,16 +144,16 @@ def write_settings(script: Script, clock: RehearsalClock, urls: Mapping[str, str
         "rehearsal": str(clock),
         "port": 0,
         **urls,
-    } | _optional(script)
+    } | _cadence(script)
     write_config(script.config_file, values)
     folders = {"state_dir": script.state_dir, "model_dir": script.model_dir}
     return Settings(**values | folders | {"served_assets": script.assets})
 
 
-def _optional(script: Script) -> dict[str, Any]:
-    given: dict[str, float | None] = {"jobs": script.jobs}
-    given |= {f"{frequency.value}_retrain_days": script.retrain_days for frequency in Frequency}
-    return {key: value for key, value in given.items() if value is not None}
+def _cadence(script: Script) -> dict[str, Any]:
+    if script.retrain_days is None:
+        return {}
+    return {f"{frequency.value}_retrain_days": script.retrain_days for frequency in Frequency}
 
 
 # ---------------------------------------------------------------- the rehearsal

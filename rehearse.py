@@ -124,7 +124,6 @@ def read_script(args: Namespace) -> Script:
         restart_at=args.restart_at,
         history_days=float(min(args.history, (start - first) / DAY_S)),
         retrain_days=None if args.retrain_hours is None else args.retrain_hours / 24,
-        jobs=args.jobs,
         work_dir=args.work_dir.resolve(),
     )
 
@@ -161,9 +160,6 @@ def _arguments() -> Namespace:
     bars.add_argument("--archive-dir", metavar="DIR", type=Path, help="folder of one-minute bars")
     bars.add_argument("--simulated", action="store_true", help="bars of an invented market")
     _add_time_arguments(parser)
-    parser.add_argument(
-        "--jobs", metavar="N", type=int, help="processes of a training (default: one per core)"
-    )
     parser.add_argument(
         "--work-dir",
         metavar="DIR",

@@ -106,7 +106,6 @@ def training_command(settings: Settings, config_file: Path | None, pair: Pair) -
         "--profile": settings.profile,
         "--seed": settings.seed,
         "--days": settings.days,
-        "--jobs": settings.jobs,
         "--config": config_file,
     }
     for flag, value in flags.items():

@@ -45,14 +45,14 @@ class Settings:
     hf_retrain_days: float = HF_RETRAIN_INTERVAL_DAYS  # after which models are due again
     lf_retrain_days: float = LF_RETRAIN_INTERVAL_DAYS
     rehearsal: str | None = None  # START@ORIGIN×SPEED: the market's clock, see clock.py
-    jobs: int = field(default_factory=lambda: os.cpu_count() or 1)  # training processes
+    jobs: int = field(default_factory=lambda: os.cpu_count() or 1)  # processes of a script
     binance_url: str = "https://api.binance.com"  # BINANCE_API_HOST sets it as well
     hyperliquid_url: str = "https://api.hyperliquid.xyz"
     pyth_history_url: str = "https://benchmarks.pyth.network/v1/shims/tradingview"
     pyth_router_url: str = "https://pyth.dourolabs.app/v1/fixed_rate@200ms"
     pyth_latest_url: str = "https://hermes.pyth.network"
     host: str = "127.0.0.1"
-    port: int | None = None  # None: 8091, or the one after an axon's
+    port: int | None = None  # None: 8091, or an axon's plus 10000
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def __post_init__(self) -> None:

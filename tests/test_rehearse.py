@@ -45,7 +45,6 @@ def arguments(bars_dir, work_dir, **changes):
         "restart_at": 0.5,
         "simulated": False,
         "retrain_hours": None,
-        "jobs": 1,
         "work_dir": work_dir,
     }
     return Namespace(**(values | changes))
@@ -111,7 +110,7 @@ def command(bars_dir, work_dir, *flags):
     return [
         sys.executable,
         str(ROOT / "rehearse.py"),
-        *("--archive-dir", str(bars_dir), "--asset", "BTC", "--history", "3", "--jobs", "1"),
+        *("--archive-dir", str(bars_dir), "--asset", "BTC", "--history", "3"),
         *("--work-dir", str(work_dir), *flags),
     ]
 

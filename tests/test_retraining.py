@@ -262,13 +262,13 @@ def test_a_training_ends_with_all_its_workers_when_the_miner_is_killed(archive_d
 
 
 def test_a_training_uses_the_miners_own_settings():
-    settings = Settings(source="archive", archive_dir=Path("bars"), seed=5, days=40, jobs=2)
+    settings = Settings(source="archive", archive_dir=Path("bars"), seed=5, days=40)
     command = training_command(settings, Path("my.toml"), ("XAU", Frequency.LF))
     assert command[0] == sys.executable
     assert Path(command[1]) == ROOT / "train_models.py"
     assert " ".join(command[2:]) == (
         "--asset XAU --lf-only --stored-only --end-with-parent --source archive --archive-dir bars "
-        "--state-dir state --model-dir models --profile 2026-09 --seed 5 --days 40 --jobs 2 "
+        "--state-dir state --model-dir models --profile 2026-09 --seed 5 --days 40 "
         "--config my.toml"
     )
 
