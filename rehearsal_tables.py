@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 
 from console import table
-from rehearsal_findings import DiskUse, Findings, Point, name_of, passed, slope_per_hour
+from rehearsal_findings import DiskUse, Findings, Point, memory_growth, name_of, passed
 from rehearsal_plan import Fate
 
 
@@ -94,7 +94,7 @@ def _print_process(found: Findings) -> None:
     for number, life in enumerate(found.lives, start=1):
         if not life:
             continue
-        last, slope = life[-1], slope_per_hour(life)
+        last, growth = life[-1], memory_growth(life)
         warm = next((entry for entry in life if entry.at_s >= 60), last)
         rows.append(
             (
@@ -102,7 +102,7 @@ def _print_process(found: Findings) -> None:
                 f"{last.at_s / 60:.1f}",
                 f"{warm.rss_mb:.0f} to {last.rss_mb:.0f}",
                 f"{max(entry.rss_mb for entry in life):.0f}",
-                None if slope is None else f"{slope:+.1f}",
+                None if growth is None else f"{growth.mb_per_hour:+.1f}",
                 f"{warm.handles} to {last.handles}",
                 f"{warm.threads} to {last.threads}",
             )
@@ -159,7 +159,7 @@ def write_report(path: Path, found: Findings, points: Sequence[Point], about: An
         "points": points,
         **{name: _plain(getattr(found, name)) for name in Findings.__dataclass_fields__},
         "pairs": [name_of(pair) for pair in found.pairs],
-        "slopes_mb_per_hour": [slope_per_hour(life) for life in found.lives],
+        "memory_growth": [memory_growth(life) for life in found.lives],
         # Every second of hours is more than anybody wants to read.
         "lives": [list(life[:: max(1, len(life) // 500)]) for life in found.lives],
     }

@@ -13,6 +13,7 @@ from console import _KeyValueFormatter
 from domain import Bars
 from rehearsal_findings import (
     FLAT_MB_PER_MARKET_HOUR,
+    FLOOR_S,
     TRAINING_ALLOWANCE_S,
     BarsFound,
     DiskUse,
@@ -26,9 +27,9 @@ from rehearsal_findings import (
     complaints,
     judge,
     judge_trainings,
+    memory_growth,
     passed,
     read_log_line,
-    slope_per_hour,
 )
 from rehearsal_plan import Fate, PairAsks
 
@@ -205,9 +206,15 @@ def leaking(what):
     return [replace(entry, **{what: 20 + int(entry.at_s) // 60}) for entry in life(0)]
 
 
+def growth_of(entries):
+    found = memory_growth(entries)
+    assert found is not None
+    return found.mb_per_hour
+
+
 @pytest.mark.parametrize("rate", [0, 5, 120, -40])
 def test_the_growth_of_memory_is_told_through_peaks(rate):
-    assert slope_per_hour(life(rate, noise=range(400, 1700, 9))) == pytest.approx(rate, abs=1)
+    assert growth_of(life(rate, noise=range(400, 1700, 9))) == pytest.approx(rate, abs=1)
 
 
 def test_what_waits_to_be_given_back_is_no_growth():
@@ -215,21 +222,44 @@ def test_what_waits_to_be_given_back_is_no_growth():
         replace(entry, rss_mb=entry.rss_mb + entry.at_s % 60 * entry.at_s / 3600)
         for entry in life(5, minutes_=60)
     ]
-    assert slope_per_hour(entries) == pytest.approx(5, abs=1)
+    assert growth_of(entries) == pytest.approx(5, abs=1)
 
 
 def test_a_short_life_tells_nothing_about_memory():
-    assert slope_per_hour(life(0, minutes_=14)) is None
-    assert slope_per_hour([]) is None
+    assert memory_growth(life(0, minutes_=14)) is None
+    assert memory_growth([]) is None
 
 
 def test_the_warm_up_does_not_count():
     entries = life(0)
     entries[:290] = life(3000)[:290]
-    assert slope_per_hour(entries) == pytest.approx(0, abs=1)
+    assert growth_of(entries) == pytest.approx(0, abs=1)
     longer = life(0, minutes_=120)
     longer[:1700] = life(300, minutes_=120)[:1700]
-    assert slope_per_hour(longer) == pytest.approx(0, abs=0.1)
+    assert growth_of(longer) == pytest.approx(0, abs=0.1)
+
+
+def test_the_beginning_of_a_window_is_no_floor():
+    """A life that ends in a peak, a second after two whole minutes, has not grown."""
+    entries = life(0, minutes_=24)[:-1]
+    entries += [replace(entries[-1], at_s=24 * 60.0 + late, rss_mb=480.0) for late in range(3)]
+    found = memory_growth(entries)
+    assert found is not None
+    assert found.high == pytest.approx(0, abs=0.1)
+
+
+# What whole two minutes of a miner at 60 times the market's speed needed at least, MB.
+FLOORS = (382, 370, 383, 379, 378, 380, 385, 392, 379)
+
+
+@pytest.mark.parametrize(("leak_mb", "flat"), [(0, True), (120, False)])
+def test_scatter_is_no_growth_and_hides_no_leak(leak_mb, flat):
+    entries = [
+        replace(entry, rss_mb=entry.rss_mb + FLOORS[int((entry.at_s - 360) // FLOOR_S) % 9])
+        for entry in life(leak_mb, minutes_=24.1)
+    ]
+    points = judge(replace(GOOD, lives=[entries]))
+    assert [point.held for point in points if point.name == "memory flat"] == [flat]
 
 
 # ---------------------------------------------------------------- verdict
