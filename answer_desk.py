@@ -373,7 +373,8 @@ class AnswerDesk:
         `origin`: answer from what was known then. `budget_s`: real seconds until the
         answer must have arrived (`prompt_budget`); None without a deadline.
 
-        Raises: TooLate before any work if the budget cannot be met; Overloaded if the
+        Raises: TooLate before any work if the budget cannot be met, and after it if it
+        was not; Overloaded if the
         queue is full of requests of at least this priority; what the engine and
         the encoder raise.
         """
@@ -465,7 +466,10 @@ class AnswerDesk:
             answer = found.answers[encoder.format]
             return _answered(told, answer, found), answer
         job, order = found
+        began = self._monotonic()
         answer = await asyncio.wrap_future(order.done)
+        if budget_s is not None and (late_s := self._monotonic() - began - budget_s) > 0:
+            raise TooLate(f"the answer was ready {late_s:.1f} s after the start; ask earlier.")
         return _answered(told, answer, job), answer
 
     def _find_or_admit(

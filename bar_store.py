@@ -154,7 +154,7 @@ class BarStore:
         """As `load`, with how the bars were traded."""
         series = _series_name(venue, asset, bar_s)
         first = -1 if start is None else start // DAY_S
-        last = np.inf if end is None else end // DAY_S
+        last = np.inf if end is None else (end - bar_s) // DAY_S  # later bars close after it
         parts: list[Candles] = []
         for day in reversed([day for day in self._days(series) if first <= day <= last]):
             stored = self._readable_day(series, day, bar_s)
@@ -187,6 +187,10 @@ class BarStore:
             and (mark := _mark_of(entry)) is not None
             and not self._stays_unreadable(series, day, bar_s)
         }
+
+    def is_unreadable(self, venue: str, asset: str, bar_s: int, day: int) -> bool:
+        """Whether a day (since 1970) could not be read when that was last tried."""
+        return (_series_name(venue, asset, bar_s), day) in self._unreadable
 
     # -- what is not there
 

@@ -56,7 +56,7 @@ REPAIR_S: Final = DAY_S  # gaps that `collect` looks for; older ones are `backfi
 NEARBY_S: Final = 3600  # gaps that lie closer together are asked for in one call
 CHUNK_S: Final = 5 * DAY_S  # of one call of a back-fill; all that an interrupt can lose
 OVERLAP_S: Final = 3600  # of two feeds at a seam, so that their levels can be compared
-FAULTS_OF_A_VENUE: Final = 2  # in a row
+FAULTS_OF_A_VENUE: Final = 2  # feeds in a row
 STAND_IN_DAYS: Final = 15  # of other feeds' bars where nothing of a failing scored one is stored
 _FAILING: Final = "feed failing"  # in the log
 _EDGE_BARS: Final = 5  # a venue drops its oldest bars while it is being asked
@@ -202,7 +202,7 @@ class Collector:
         """
         plans = [self._plans[asset] for asset in assets or self._plans]
         halt = stop or Event()
-        total, tried = Collected(), set[tuple[Series, Span]]()
+        total, tried, worked = Collected(), set[tuple[Series, Span]](), set[str]()
         now = int(self._clock.now())  # one for all rounds, so that they come to an end
         while not halt.is_set():
             failing = total.failures.keys() | self.failing().keys()
@@ -211,8 +211,11 @@ class Collector:
                 break
             tried |= set(chunks)
             bar = _Bar(progress, sum(_days(span) for _, span in chunks))
-            total.add(self._fetch_all(chunks, now, bar, halt))
-        self._faults.report(_FAILING, total.failures, total.failures)
+            done = self._fetch_all(chunks, now, bar, halt)
+            if not halt.is_set():  # else some were not asked
+                worked |= {series.feed.name for series, _ in chunks} - done.failures.keys()
+            total.add(done)
+        self._faults.report(_FAILING, total.failures, total.failures.keys() | worked)
         return total
 
     def _chunks(
@@ -476,7 +479,7 @@ def visit_venue(
             call(entry)
         except MinerError as error:
             failures[name_of(entry)] = str(error)
-            if venue.is_down_after(error):
+            if venue.is_down_after(error, name_of(entry)):
                 return {name_of(other): str(error) for other in entries} | failures
         else:
             venue.worked()
@@ -488,20 +491,22 @@ class VenueRound:
     """One round of calls at a venue: whether a failure says that it is down altogether.
 
     A venue's own fault (HTTP 500) may be about one symbol, as Hyperliquid answers to
-    an unknown coin; two of them in a row are taken for the venue's.
+    an unknown coin; those of two symbols in a row are taken for the venue's. Of one
+    symbol there may be several series.
     """
 
-    faults: int = 0
+    faulty: set[str] = field(default_factory=set)  # feeds
 
-    def is_down_after(self, error: MinerError) -> bool:
-        """Whether the rest of the round is in vain."""
-        self.faults += isinstance(error, FeedFailed)
-        is_of_symbol = isinstance(error, FeedFailed) and self.faults < FAULTS_OF_A_VENUE
+    def is_down_after(self, error: MinerError, feed: str) -> bool:
+        """Whether the rest of the round is in vain after a feed's failure."""
+        if isinstance(error, FeedFailed):
+            self.faulty.add(feed)
+        is_of_symbol = isinstance(error, FeedFailed) and len(self.faulty) < FAULTS_OF_A_VENUE
         return concerns_whole_venue(error) and not is_of_symbol
 
     def worked(self) -> None:
         """A call went well."""
-        self.faults = 0
+        self.faulty.clear()
 
 
 def concerns_whole_venue(error: MinerError) -> bool:

@@ -253,12 +253,18 @@ class _Window:
         if marks != self._marks:
             kept = {day for day, mark in marks.items() if self._marks.get(day) == mark}
             changed = sorted(marks.keys() - kept)
-            parts = [self._part(day, day) for day in changed]
             if len(changed) == len(marks) and changed:  # the first time: one pass
                 parts = [self._part(changed[0], changed[-1])]
+            else:
+                parts = [self._part(day, day) for day in changed]
             held = [part for part in (self._held(kept), *parts) if part is not None and len(part)]
             self._bars = in_time_order(held) if held else None
-            self._marks = marks
+            # What could not be read just now is tried again.
+            self._marks = {
+                day: mark
+                for day, mark in marks.items()
+                if not self._store.is_unreadable(*self._series, day)
+            }
         return self._bars
 
     def _held(self, days: set[int]) -> Bars | None:

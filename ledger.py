@@ -464,7 +464,8 @@ _SCORED: Final = """
     SELECT id, asset, frequency, start_ts, rung, score, ewma_t, intervals, covered FROM answers
     WHERE score IS NOT NULL AND start_ts >= ? AND id > ? ORDER BY id LIMIT ?
 """
-# What is beyond the newest so many; the sketches' bound drops sketches, not answers.
+# What is beyond the newest so many. The sketches' bound drops sketches, not answers, and the
+# newest: those that waited longest are nearest to their outcome.
 _BOUNDS: Final = (
     (
         """
@@ -483,8 +484,8 @@ _BOUNDS: Final = (
     (
         """
         UPDATE answers SET sketch = NULL
-        WHERE sketch IS NOT NULL AND id <= (
-            SELECT id FROM answers WHERE sketch IS NOT NULL ORDER BY id DESC LIMIT 1 OFFSET ?
+        WHERE sketch IS NOT NULL AND id >= (
+            SELECT id FROM answers WHERE sketch IS NOT NULL ORDER BY id LIMIT 1 OFFSET ?
         )
         """,
         MOST_SKETCHES,

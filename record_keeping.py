@@ -1,6 +1,6 @@
 """From the desk to the ledger: which outcomes are kept, and which answers are scored."""
 
-from answer_desk import AnswerRecord, Observer, Outcome
+from answer_desk import SHARED_S, AnswerRecord, Observer, Outcome
 from domain import ForecastRequest
 from ledger import AnswerEntry, Ledger, PromptEntry
 from own_scores import scored_by
@@ -12,7 +12,8 @@ def keeper(ledger: Ledger, profile: ProtocolProfile) -> Observer:
 
     Requests that were turned away unread are left to the metrics: a flood of them
     must not push the others out. Scored are live answers to prompts of the usual
-    form, each once, in the paths of the engine before they were written down.
+    form, asked as late as validators ask, each once, in the paths of the engine
+    before they were written down.
     """
 
     def keep(record: AnswerRecord) -> None:
@@ -43,6 +44,8 @@ def _answer(record: AnswerRecord, profile: ProtocolProfile) -> AnswerEntry | Non
     forecast = record.forecast
     if record.outcome is not Outcome.COMPUTED or forecast is None or record.origin is not None:
         return None
+    if forecast.request.start_ts - record.at > SHARED_S:
+        return None  # validators get a later one, which is then the first that is kept
     competition = scored_by(profile, forecast.request)
     if competition is None:
         return None

@@ -298,6 +298,25 @@ def test_what_callers_did_not_wait_for_is_first_given_to_the_next_who_asks(
     assert [record.forecast is None for record in told] == [True, False, True]
 
 
+def test_an_answer_that_took_until_after_the_start_is_too_late_and_not_scored(walks):
+    """Time that nobody foresaw: another program took the processor."""
+    clock = [1000.0]
+    told: list[AnswerRecord] = []
+    desk = AnswerDesk(walks, observers=[told.append], monotonic=lambda: clock[0])
+
+    async def main():
+        waiting = asyncio.create_task(ask(desk, prompt("SLOW"), budget_s=50))
+        await begun(walks)
+        clock[0] += 52
+        walks.release.set()
+        with pytest.raises(TooLate, match=r"2\.0 s after the start"):
+            await waiting
+
+    asyncio.run(main())
+    assert [(record.outcome, record.forecast) for record in told] == [(Outcome.TOO_LATE, None)]
+    desk.close()
+
+
 def test_an_answer_is_kept_until_shortly_after_the_start(walks):
     clock = [1000.0]
     desk = AnswerDesk(walks, monotonic=lambda: clock[0])

@@ -685,10 +685,35 @@ def test_one_fault_of_a_venue_is_the_symbols_and_two_in_a_row_are_its_own():
     fault, gone = FeedFailed("HTTP 500."), FeedUnreachable("no connection.")
     refused = FeedRefused("HTTP 422.")
     venue = VenueRound()
-    assert [venue.is_down_after(fault), venue.is_down_after(fault)] == [False, True]
+    assert [venue.is_down_after(fault, name) for name in "AAB"] == [False, False, True]
     again = VenueRound()
-    assert not again.is_down_after(fault)
+    assert not again.is_down_after(fault, "A")
     again.worked()
-    assert not again.is_down_after(fault)
-    assert not again.is_down_after(refused)
-    assert VenueRound().is_down_after(gone)
+    assert not again.is_down_after(fault, "B")
+    assert not again.is_down_after(refused, "C")
+    assert VenueRound().is_down_after(gone, "A")
+
+
+def test_a_symbol_that_a_venue_has_lost_costs_the_others_nothing(tmp_path):
+    """Hyperliquid answers 500 to it, for its minutes and for its longer bars."""
+    world = World(tmp_path, "XAU", "WTIOIL", "SP500", days=1.0)
+    hyperliquid = world.feeds[Venue.HYPERLIQUID]
+    hyperliquid.failing_symbols["xyz:GOLD"] = FeedFailed("HTTP 500.")
+    done = world.collector.collect()
+    assert set(done.failures) == {"hyperliquid:xyz:GOLD"}
+    for asset in ("WTIOIL", "SP500"):
+        assert world.closes(asset, "hyperliquid")
+
+
+def test_a_feed_that_a_backfill_finds_well_again_is_not_called_failing(tmp_path):
+    world = World(tmp_path, "NVDAX", days=6.0)
+    world.feeds[Venue.HYPERLIQUID].since = NOW - 3 * DAY_S
+    pyth = world.feeds[Venue.PYTH]
+    world.collector.collect()
+    pyth.failure = FeedUnreachable("no connection.")
+    world.collector.backfill()
+    assert set(world.collector.failing()) == {"pyth:Crypto.NVDAX/USD"}
+    pyth.failure = None
+    world.collector.backfill()
+    assert world.closes("NVDAX", "pyth")
+    assert world.collector.failing() == {}

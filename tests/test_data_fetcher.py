@@ -1,5 +1,7 @@
 """Reading archives: what is used, what is set aside and named, what is refused."""
 
+import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import state_store
 from bar_cleaning import summarise_set_aside
 from bar_store import BarStore
 from config import DAY_S, Frequency
@@ -648,3 +651,34 @@ def test_only_assets_that_are_chosen_are_followed(tmp_path):
 
 def test_the_clock_is_the_markets(tmp_path):
     assert LiveSource(Settings(state_dir=tmp_path), StillClock(LIVE_NOW + 0.9)).now() == LIVE_NOW
+
+
+def test_a_source_reads_every_day_once_when_it_begins(live, monkeypatch):
+    source, _ = live
+    read, load = [], BarStore._load_day
+
+    def counted(store, series, day, bar_s):
+        read.append((series, day))
+        return load(store, series, day, bar_s)
+
+    monkeypatch.setattr(BarStore, "_load_day", counted)
+    source.recent("BTC", Frequency.HF)
+    assert len(read) == len(set(read)) > 10
+
+
+def test_a_day_that_could_not_be_read_once_is_there_the_next_time(live, monkeypatch):
+    source, _ = live
+    whole, day = state_store._read, LIVE_NOW // DAY_S - 5
+    name = f"{np.datetime64(day, 'D')}.msgpack"
+
+    def refused(path):
+        if path.name == name:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return whole(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state_store, "_read", refused)
+        lacking = source.recent("BTC", Frequency.HF)
+    found = source.recent("BTC", Frequency.HF)
+    assert len(found.bars) - len(lacking.bars) == 1440
+    assert source.recent("BTC", Frequency.HF) is found

@@ -150,10 +150,26 @@ def test_too_many_records_are_pruned_and_sketches_sooner(path, monkeypatch):
         waiting = [
             entry.request.start_ts for entry in book.pending("BTC", "hf", START + DAY_S, limit=9)
         ]
-        assert waiting == [START + 300, START + 360]
+        assert waiting == [START + 120, START + 180]  # the oldest of the answers that are kept
     with sqlite3.connect(path) as reader:
         assert reader.execute("SELECT COUNT(*) FROM answers").fetchone() == (5,)
     reader.close()
+
+
+def test_with_more_answers_than_may_wait_some_still_come_to_their_outcome(path, monkeypatch):
+    """An hour is thirty answers long here, and twenty may wait."""
+    monkeypatch.setattr(ledger_module, "_BOUNDS", [(ledger_module._BOUNDS[2][0], 20)])
+    matured = set()
+    with Ledger(path) as book:
+        for number in range(120):
+            start = START + 120 * number
+            book.keep(prompt(start), answer())
+            book.flush()
+            book.prune(START)
+            due = book.pending("BTC", "hf", start, limit=99)
+            matured |= {entry.request.start_ts for entry in due}
+            book.give_up(due, start)
+    assert len(matured) > 40
 
 
 def test_the_file_stays_small_when_answers_come_and_go(path):

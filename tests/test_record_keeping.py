@@ -60,12 +60,12 @@ def desk(book):
     opened.close()
 
 
-def ask(desk, increment_s=60, length_s=3600, asset="BTC", origin=None):
+def ask(desk, increment_s=60, length_s=3600, asset="BTC", origin=None, ahead_s=50.0):
     request = ForecastRequest(
         asset=asset, start_ts=START, increment_s=increment_s, length_s=length_s, num_paths=50
     )
     asyncio.run(
-        desk.answer(request, encoder=PROMPT_JSON, caller=CALLER, now=START - 50.0, origin=origin)
+        desk.answer(request, encoder=PROMPT_JSON, caller=CALLER, now=START - ahead_s, origin=origin)
     )
 
 
@@ -90,6 +90,17 @@ def test_replays_and_prompts_of_other_forms_are_not_to_be_scored(desk, book):
     book.flush()
     assert len(book.prompts(since=0)) == 2
     assert book.pending_pairs(START + 2 * DAY_S) == []
+
+
+def test_an_answer_of_an_hour_ahead_does_not_take_the_place_of_the_one_that_is_scored(book):
+    """Whoever tries the miner early must not have own scores tell of old forecasts."""
+    keep = keeper(book, protocol_profile("2026-09"))
+    for ahead_s, scored in ((3500.0, []), (50.0, [("BTC", "hf")])):
+        desk = AnswerDesk(Walks(), observers=[keep])
+        ask(desk, ahead_s=ahead_s)
+        desk.close()
+        book.flush()
+        assert book.pending_pairs(START + DAY_S) == scored
 
 
 def test_what_was_turned_away_unread_is_not_kept(desk, book):
