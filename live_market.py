@@ -108,6 +108,11 @@ class LiveMarket:
         """Ask the feeds for their prices."""
         self.poller.poll()
 
+    def failing_feeds(self) -> tuple[str, ...]:
+        """Scored feeds that gave no candles when they were last asked; a closed market does."""
+        scored = {plan.scored.name for plan in self._plans.values()}
+        return tuple(feed for feed in self.collector.failing() if feed in scored)
+
     def clock_offset_s(self) -> float | None:
         """Real seconds that our clock is ahead of the venues'; None while they do not tell."""
         now = self._clock.now()

@@ -161,6 +161,12 @@ class _Readings(Collector):
         if facts.clock_offset_s is not None:
             text = "Our clock less the venues', to about a second"
             yield GaugeMetricFamily(f"{PREFIX}clock_offset_seconds", text, facts.clock_offset_s)
+        failing = GaugeMetricFamily(
+            f"{PREFIX}feed_failing", "1 for a scored feed that gives no candles", labels=("feed",)
+        )
+        for feed in facts.failing_feeds:
+            failing.add_metric((feed,), 1)
+        yield failing
         load = self._load()
         for name, text, measure in _LOAD:
             yield GaugeMetricFamily(f"{PREFIX}{name}", text, value=measure(load))

@@ -178,6 +178,7 @@ class Miner:
         return replace(
             facts,
             warnings=(*facts.warnings, *self.market.warnings()),
+            failing_feeds=self.market.failing_feeds(),
             clock_offset_s=self.market.clock_offset_s(),
         )
 

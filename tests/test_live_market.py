@@ -65,3 +65,24 @@ def test_a_right_clock_is_no_warning_whatever_one_venues_cache_says(tmp_path):
         offset_s, warnings = told_of_the_clock(tmp_path, 0, *faults)
         assert offset_s == pytest.approx(0, abs=1.5)
         assert warnings == []
+
+
+def test_a_scored_feed_that_gives_no_candles_is_named(tmp_path):
+    refusal = FaultRule(fault=Fault.BLOCKED, host=FeedHost.BINANCE)
+    clock = RehearsalClock(start=NOW, origin=time.time(), speed=1.0)
+    with serve_venues({"BTC": minutes(), "XAU": minutes()}, clock) as venues:
+        venues.faults.add(refusal)
+        settings = Settings(
+            state_dir=tmp_path / "state",
+            served_assets=("BTC", "XAU"),
+            rehearsal=str(clock),
+            days=1,
+            **venues.urls,
+        )
+        with LiveMarket.open(settings, LiveSource(settings, clock)) as market:
+            assert market.failing_feeds() == ()
+            market.collect()
+            assert market.failing_feeds() == ("binance:BTCUSDT",)
+            venues.faults.clear()
+            market.collect()
+            assert market.failing_feeds() == ()

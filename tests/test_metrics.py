@@ -131,6 +131,13 @@ def test_the_clocks_offset_is_told_where_somebody_knows_it(metrics):
     assert scraped(Metrics(lambda: off, lambda: LOAD))["clock_offset_seconds",] == -12.5
 
 
+def test_a_scored_feed_that_fails_is_told_by_name(metrics):
+    assert not any("feed_failing" in name for name in scraped(metrics))
+    failing = replace(FACTS, failing_feeds=("hyperliquid:xyz:GOLD",))
+    found = scraped(Metrics(lambda: failing, lambda: LOAD))
+    assert found["feed_failing", "hyperliquid:xyz:GOLD"] == 1
+
+
 def test_a_miner_that_cannot_answer_is_not_ready():
     idle = replace(FACTS, markets=(), obstacles=("no asset has any bars yet",))
     assert scraped(Metrics(lambda: idle, lambda: LOAD))["ready",] == 0

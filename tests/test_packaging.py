@@ -389,6 +389,10 @@ FAULTS = {
         {f"lgbm_miner_scored_price_age_seconds{BTC}": "30+60x1000"},
         {"MinerScoredFeedStale"},
     ),
+    "a symbol that its venue has lost": (
+        {'lgbm_miner_feed_failing{instance="a",feed="hyperliquid:xyz:GOLD"}': "1+0x1000"},
+        {"MinerFeedFailing"},
+    ),
     "a clock that is behind": (
         {'lgbm_miner_clock_offset_seconds{instance="a"}': "-12+0x1000"},
         {"MinerClockOff"},
