@@ -374,9 +374,8 @@ class AnswerDesk:
         answer must have arrived (`prompt_budget`); None without a deadline.
 
         Raises: TooLate before any work if the budget cannot be met, and after it if it
-        was not; Overloaded if the
-        queue is full of requests of at least this priority; what the engine and
-        the encoder raise.
+        was not; Overloaded if the queue is full of requests of at least this priority;
+        what the engine and the encoder raise.
         """
         began = self._monotonic()
         key: _Key = (request, origin)

@@ -253,13 +253,15 @@ FLOORS = (382, 370, 383, 379, 378, 380, 385, 392, 379)
 
 
 @pytest.mark.parametrize(("leak_mb", "flat"), [(0, True), (120, False)])
-def test_scatter_is_no_growth_and_hides_no_leak(leak_mb, flat):
+def test_the_interval_tells_scatter_from_a_leak(leak_mb, flat):
     entries = [
         replace(entry, rss_mb=entry.rss_mb + FLOORS[int((entry.at_s - 360) // FLOOR_S) % 9])
         for entry in life(leak_mb, minutes_=24.1)
     ]
-    points = judge(replace(GOOD, lives=[entries]))
-    assert [point.held for point in points if point.name == "memory flat"] == [flat]
+    found = memory_growth(entries)
+    assert found is not None
+    assert (found.low <= 0 <= found.high) is flat
+    assert (found.low > 60 * FLAT_MB_PER_MARKET_HOUR) is not flat
 
 
 # ---------------------------------------------------------------- verdict
