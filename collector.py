@@ -1,12 +1,12 @@
 """Keeps the stored bars of every feed whole and growing.
 
-Two duties. `collect` runs every minute: it appends the candles that closed, asks
-for gaps of the last day, and reads the newest bars again, because venues correct
-them; once an hour, and once a day, it reads further back. `backfill` runs on the
-first start and after a break: it fetches what is missing of the past, newest first
-and for all assets alike, so that the miner is of use as soon as can be. What it
-finds on the disk it never asks for again, so both may be interrupted anywhere, and
-two processes on one folder find each other's work done.
+Two duties. `collect` runs every minute, for each venue on its own: it appends the
+candles that closed, asks for gaps of the last day, and reads the newest bars again,
+because venues correct them; once an hour, and once a day, it reads further back.
+`backfill` runs on the first start and after a break: it fetches what is missing of the
+past, newest first and for all assets alike, so that the miner is of use as soon as can
+be. What it finds on the disk it never asks for again, so both may be interrupted
+anywhere, and two processes on one folder find each other's work done.
 
 Of feeds that are not scored only history is fetched, and only where the scored
 feed has none: before its first bar and in holes of days. Only while a scored feed
@@ -127,37 +127,52 @@ class Collector:
         self._days = days
         self._read_at: dict[Series, int] = {}
         self._doubts: dict[str, str] = {}
+        self._doubts_lock = Lock()
         self._faults = faults or FaultLog()
 
     # -- every minute
 
-    def collect(self) -> Collected:
-        """Bring every scored series up to now; what fails is reported and logged once.
+    def collect(self, venues: Collection[Venue] | None = None) -> Collected:
+        """Bring the series scored at the venues (all) up to now; failures are logged once.
 
         A venue that cannot be reached is left alone until the next time; the others
-        go on. Never raises for a feed.
+        go on, and who asks for them one by one waits for none of the others. Never
+        raises for a feed.
         """
         now = int(self._clock.now())
+        plans = [
+            plan for plan in self._plans.values() if venues is None or plan.scored.venue in venues
+        ]
 
         def bring_up(series: Series, into: Collected) -> None:
             self._bring_up(series, now, into)
 
-        series = [entry for plan in self._plans.values() for entry in scored_series(plan)]
+        series = [entry for plan in plans for entry in scored_series(plan)]
         done = self._by_venue(series, bring_up)
-        up = {entry.feed.venue for entry in series if entry.feed.name not in done.failures}
-        down = {entry.feed.venue for entry in series} - up
+        self._faults.report(_FAILING, done.failures, {entry.feed.name for entry in series})
+        down = self._down()
         stand_ins = [
             Series(plan.asset, feed, MINUTE_S)
-            for plan in self._plans.values()
+            for plan in plans
             if self._is_bare(plan, done.failures, now)
             for feed in plan.others
             if feed.same_price and feed.venue not in down
         ]
-        done.add(self._by_venue(stand_ins, bring_up))
+        stood_in = self._by_venue(stand_ins, bring_up)
+        self._faults.report(_FAILING, stood_in.failures, {entry.feed.name for entry in stand_ins})
+        done.add(stood_in)
         asked = {entry.feed.name for entry in (*series, *stand_ins)}
-        self._faults.report(_FAILING, done.failures, asked)
-        self._doubts = done.doubts
+        with self._doubts_lock:
+            others = {name: why for name, why in self._doubts.items() if name not in asked}
+            self._doubts = others | done.doubts
         return done
+
+    def _down(self) -> set[Venue]:
+        """Venues all of whose scored feeds failed when they were last asked."""
+        failing = self.failing()
+        scored = [plan.scored for plan in self._plans.values()]
+        up = {feed.venue for feed in scored if feed.name not in failing}
+        return {feed.venue for feed in scored} - up
 
     def _is_bare(self, plan: FeedPlan, failing: Collection[str], now: int) -> bool:
         """Whether the scored feed fails and no bar of it is stored."""

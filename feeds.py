@@ -160,7 +160,7 @@ def _gather(
         first = spans[0].first
         sieve.drop((sieve.ts < first) | (sieve.ts >= end), "outside of the asked time")
         known_by = now if pages[-1].date is None else pages[-1].date
-        sieve.drop(sieve.ts + bar_s > known_by, "still forming by the venue's clock")
+        sieve.forget(sieve.ts + bar_s > known_by)  # forming by the venue's clock, which is right
     candles = sieve.candles(bar_s=bar_s, feed=feed.name).between(start, None)
     context = range(spans[0].first, start) if spans else range(0)
     return candles, tuple(row for row in sieve.set_aside if row.ts not in context)

@@ -2,15 +2,15 @@
 
     with LiveMarket.open(settings, source) as market:
         engine = ForecastEngine.open(source, settings, market.prices)
-        market.collect()    # every minute
-        market.poll()       # every few seconds
+        market.collect()    # every minute, or each venue on its own
+        market.poll()       # every few seconds, likewise
         market.backfill()   # at the start, then now and then
 
 A feed that cannot be reached raises nothing: that is logged once and told by
 `warnings`. Scripts that need it insist by `require_scored`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Event
 from types import TracebackType
@@ -84,9 +84,13 @@ class LiveMarket:
         """End waits and the back-fill under way."""
         self._stop.set()
 
-    def collect(self) -> Collected:
-        """Append what closed since, and repair what is missing of the last day."""
-        return self.collector.collect()
+    def venues(self) -> tuple[Venue, ...]:
+        """Where the feeds that are scored trade."""
+        return tuple(sorted({plan.scored.venue for plan in self._plans.values()}))
+
+    def collect(self, venues: Collection[Venue] | None = None) -> Collected:
+        """Append what closed at the venues (all), and repair what is missing of the last day."""
+        return self.collector.collect(venues)
 
     def backfill(self, progress: Progress = lambda _done, _total, _what: None) -> Collected:
         """Fetch what is missing of the past; `has_past` after a round that was not cut short."""
@@ -104,9 +108,9 @@ class LiveMarket:
             if failure is not None:
                 raise SourceUnavailable(failure)
 
-    def poll(self) -> None:
-        """Ask the feeds for their prices."""
-        self.poller.poll()
+    def poll(self, venues: Collection[Venue] | None = None) -> None:
+        """Ask the feeds that are scored at the venues (all) for their prices."""
+        self.poller.poll(venues)
 
     def failing_feeds(self) -> tuple[str, ...]:
         """Scored feeds that gave no candles when they were last asked; a closed market does."""

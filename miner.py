@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 from allocator import give_memory_back, trim
 from answer_desk import AnswerDesk
 from clock import Clock, market_speed, open_clock
-from config import DAY_S, Frequency
+from config import DAY_S, Frequency, Venue
 from console import (
     add_common_arguments,
     configure_logging,
@@ -77,7 +77,7 @@ TRIM_S: Final = 60
 REFRESH_AFTER_S: Final = 2
 BACKFILL_AFTER_S: Final = 5
 LATER_S: Final = 30
-# Of market time: a minute's candle is closed and settled at the venue.
+# Of market time by the venues' clocks: a minute's candle is closed and settled there.
 COLLECT_OFFSET_S: Final = 3
 SCORE_OFFSET_S: Final = 30
 STOP_S: Final = 3  # for duties under way when the miner is told to stop
@@ -235,14 +235,9 @@ def duties(miner: Miner, settings: Settings, retrainer: Retrainer) -> list[Duty]
     ]
     market = miner.market
     if market is not None:
-
-        def collect() -> None:
-            market.collect()
-            refresh.wake()  # so that a view of the new bar is ready before it is asked for
-
+        for venue in market.venues():
+            plan += _venue_duties(venue, market, miner.clock, refresh)
         plan += [
-            Duty("collect", collect, each(miner.clock, 60, offset_s=COLLECT_OFFSET_S)),
-            Duty("quotes", market.poll, every(QUOTES_S / market_speed(miner.clock))),
             Duty(
                 "backfill",
                 lambda: market.backfill(BackfillLog()),
@@ -251,6 +246,26 @@ def duties(miner: Miner, settings: Settings, retrainer: Retrainer) -> list[Duty]
             ),
         ]
     return plan
+
+
+def _venue_duties(venue: Venue, market: LiveMarket, clock: Clock, refresh: Duty) -> list[Duty]:
+    """What is asked of one venue; a slow one keeps no other's bars and prices waiting."""
+
+    def collect() -> None:
+        market.collect([venue])
+        refresh.wake()  # so that a view of the new bar is ready before it is asked for
+
+    def quotes() -> None:
+        market.poll([venue])
+
+    def until_the_next_candle() -> float:
+        ahead_s = max(0.0, market.clock_offset_s() or 0.0) * market_speed(clock)
+        return each(clock, 60, offset_s=COLLECT_OFFSET_S + ahead_s)()
+
+    return [
+        Duty(f"collect {venue}", collect, until_the_next_candle),
+        Duty(f"quotes {venue}", quotes, every(QUOTES_S / market_speed(clock))),
+    ]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ young quote of another feed of its price never. Answers read the board and call 
 `PricePoller` fills it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -256,7 +256,7 @@ def _is_plausible(
 
 
 class PricePoller:
-    """Asks feeds for prices and posts them. One thread at a time."""
+    """Asks feeds for prices and posts them. One thread at a time for each venue."""
 
     def __init__(
         self,
@@ -275,26 +275,33 @@ class PricePoller:
         self._max_age_s = max_age_s
         self._faults = faults or FaultLog()
 
-    def poll(self) -> None:
-        """One round: the scored feeds, then other feeds where they are needed.
+    def poll(self, venues: Collection[Venue] | None = None) -> None:
+        """One round: the feeds scored at the venues (all), then others where they are needed.
 
         Others are asked where the scored feed has no young price, where they denied it,
         and now and then for their level. A venue that cannot be reached is left alone for
         the rest of the round; what begins to fail is logged once. Never raises for a feed.
         """
         self._board.forget_after(self._clock.now() + SAME_MOMENT_S)
-        asked = [(plan.asset, plan.scored) for plan in self._plans.values()]
-        failures = self._ask(asked)
-        down = {feed.venue for _, feed in asked if feed.name in failures}
+        plans = [
+            plan for plan in self._plans.values() if venues is None or plan.scored.venue in venues
+        ]
+        asked = [(plan.asset, plan.scored) for plan in plans]
+        self._report(self._ask(asked), asked)
+        failing = self.failing()
+        scored = [plan.scored for plan in self._plans.values()]
+        down = {feed.venue for feed in scored if feed.name in failing}
         others = [
             (plan.asset, feed)
-            for plan in self._plans.values()
+            for plan in plans
             for feed in plan.others
             if feed.venue not in down and self._is_needed(plan, feed)
         ]
-        failures |= self._ask(others)
+        self._report(self._ask(others), others)
         self._board.forget_after(self._clock.now() + SAME_MOMENT_S)
-        self._faults.report(_FAILING, failures, {feed.name for _, feed in (*asked, *others)})
+
+    def _report(self, failures: dict[str, str], asked: list[tuple[str, FeedSymbol]]) -> None:
+        self._faults.report(_FAILING, failures, {feed.name for _, feed in asked})
 
     def failing(self) -> dict[str, str]:
         """Feeds that gave no price when they were last asked, each with its sentence."""

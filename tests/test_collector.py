@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from threading import Event
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -61,6 +61,7 @@ class MemoryFeed:
     prices: dict[int, float] = field(default_factory=dict)  # closes that differ from the rule
     lacks: set[int] = field(default_factory=set)  # open times without a candle
     calls: list[tuple[str, int, int, int]] = field(default_factory=list)
+    held_until: Event | None = None
     on_call: Event = field(default_factory=Event)
 
     @property
@@ -72,6 +73,8 @@ class MemoryFeed:
 
     def candles(self, symbol, bar_s, start_ts, end_ts):
         self.calls.append((symbol, bar_s, start_ts, end_ts))
+        if self.held_until is not None:
+            self.held_until.wait(60)
         failure = self.failing_symbols.get(symbol, self.failure)
         if failure is not None:
             raise failure
@@ -703,6 +706,39 @@ def test_a_symbol_that_a_venue_has_lost_costs_the_others_nothing(tmp_path):
     assert set(done.failures) == {"hyperliquid:xyz:GOLD"}
     for asset in ("WTIOIL", "SP500"):
         assert world.closes(asset, "hyperliquid")
+
+
+def test_a_venue_that_hangs_keeps_no_other_waiting(tmp_path):
+    world, let_go = World(tmp_path, "BTC", "XAU", days=1.0), Event()
+    world.feeds[Venue.HYPERLIQUID].held_until = let_go
+    hanging = Thread(target=world.collector.collect, args=([Venue.HYPERLIQUID],))
+    hanging.start()
+    try:
+        for minute in range(3):
+            world.clock.time = NOW + 60 * minute
+            assert world.collector.collect([Venue.BINANCE]).failures == {}
+            assert max(world.closes()) == NOW + 60 * (minute - 1)
+        assert hanging.is_alive()
+    finally:
+        let_go.set()
+        hanging.join()
+    assert world.closes("XAU", "hyperliquid")
+
+
+def test_venues_that_are_asked_one_by_one_keep_their_own_failures_and_doubts(tmp_path):
+    world = World(tmp_path, "BTC", "XAU", days=1.0)
+    world.collector.collect()
+    world.feeds[Venue.BINANCE].level = 9_000.0  # at once, and for good
+    world.feeds[Venue.HYPERLIQUID].failure = FeedUnreachable("no connection.")
+    world.clock.time += 3600
+    for venue in (Venue.BINANCE, Venue.HYPERLIQUID):
+        world.collector.collect([venue])
+    assert set(world.collector.failing()) == {"hyperliquid:xyz:GOLD"}
+    assert [sentence.partition(":")[0] for sentence in world.collector.doubts()] == ["BTC"]
+    world.feeds[Venue.HYPERLIQUID].failure = None
+    world.collector.collect([Venue.HYPERLIQUID])
+    assert world.collector.failing() == {}
+    assert len(world.collector.doubts()) == 1
 
 
 def test_a_feed_that_a_backfill_finds_well_again_is_not_called_failing(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 
 import allocator
 from answer_desk import Caller
-from clock import SystemClock
+from clock import RehearsalClock, SystemClock
 from config import FREQUENCIES, Frequency
 from data_fetcher import LiveSource, open_source
 from domain import ForecastRequest
@@ -23,7 +23,7 @@ from http_service import bind, server_for
 from ledger import KEPT_DAYS, PromptEntry
 from live_market import LiveMarket
 from loopback_venues import Fault, FaultRule, LoopbackVenues, serve_venues
-from miner import Miner, duties
+from miner import COLLECT_OFFSET_S, Miner, duties
 from model_store import publish_set
 from retraining import Retrainer
 from settings import Settings
@@ -33,6 +33,7 @@ from wire_format import SHADOW_JSON
 
 HF = Frequency.HF
 MINUTES = 180
+NOW = 1_765_800_000  # 2025-12-15 12:00 UTC
 
 
 @pytest.fixture(autouse=True)
@@ -95,10 +96,15 @@ def pages(miner):
 
 
 @contextmanager
-def live(folder, market, *assets):
-    with serve_venues(market, SystemClock()) as venues:
+def live(folder, market, *assets, clock=None, **changes):
+    with serve_venues(market, clock or SystemClock()) as venues:
         settings = Settings(
-            state_dir=folder, model_dir=folder, served_assets=assets, days=1.0, **venues.urls
+            state_dir=folder,
+            model_dir=folder,
+            served_assets=assets,
+            days=1.0,
+            **venues.urls,
+            **changes,
         )
         source = open_source(settings)
         assert isinstance(source, LiveSource)
@@ -115,7 +121,7 @@ def live(folder, market, *assets):
 
 def test_a_served_asset_without_bars_is_seen_everywhere(tmp_path):
     with live(tmp_path, {"BTC": minutes()}, "BTC", "ETH") as world:
-        world.do("collect", "quotes", "refresh")
+        world.do("collect binance", "quotes binance", "refresh")
         assert (world.ask("BTC").status_code, world.ask("ETH").status_code) == (200, 503)
         health = world.health()
         assert (health["status"], health["assets"]) == ("degraded", ["BTC"])
@@ -131,9 +137,9 @@ def test_a_served_asset_without_bars_is_seen_everywhere(tmp_path):
 def test_a_wild_ticker_is_not_told_as_the_price_of_answers(tmp_path):
     held = minutes(ended_s_ago=1800)
     with live(tmp_path, {"binance:BTCUSDT": held}, "BTC") as world:
-        world.do("collect", "refresh")
+        world.do("collect binance", "refresh")
         world.venues.faults.add(FaultRule(fault=Fault.SPIKE, host=FeedHost.BINANCE))
-        world.do("quotes")
+        world.do("quotes binance")
         wild = world.market.prices.quote("BTC")
         assert wild is not None
         assert wild.price > 50 * held.close[-1]
@@ -152,9 +158,9 @@ def test_a_wild_ticker_is_not_told_as_the_price_of_answers(tmp_path):
 def test_with_the_scored_feed_down_the_age_told_is_that_of_the_second_source(tmp_path):
     market = {"binance:BTCUSDT": minutes(ended_s_ago=1800), "pyth:Crypto.BTC/USD": minutes()}
     with live(tmp_path, market, "BTC") as world:
-        world.do("collect", "refresh")
+        world.do("collect binance", "refresh")
         world.venues.faults.add(FaultRule(fault=Fault.NOT_FOUND, host=FeedHost.BINANCE))
-        world.do("quotes")
+        world.do("quotes binance")
         second = world.ask().json()["diagnostics"]
         assert second["anchor_source"] == "second_source"
         assert world.metric("price") == second["anchor_price"]
@@ -164,13 +170,36 @@ def test_with_the_scored_feed_down_the_age_told_is_that_of_the_second_source(tmp
         assert "second source from pyth:Crypto.BTC/USD" in world.client.get("/").text
 
 
+def test_each_venue_has_duties_of_its_own(tmp_path):
+    with live(tmp_path, {"BTC": minutes(), "XAU": minutes()}, "BTC", "XAU") as world:
+        world.do("collect binance", "quotes binance", "refresh")
+        assert (world.ask("BTC").status_code, world.ask("XAU").status_code) == (200, 503)
+        assert world.market.prices.quote("XAU") is None
+        world.do("collect hyperliquid", "quotes hyperliquid", "refresh")
+        assert world.ask("XAU").status_code == 200
+        assert world.market.prices.quote("XAU") is not None
+
+
+@pytest.mark.parametrize("ahead_s", [0, 4, 90, -4])
+def test_candles_are_asked_for_once_they_have_closed_by_the_venues_clock(tmp_path, ahead_s):
+    theirs = RehearsalClock(start=NOW, origin=time.time(), speed=1.0)
+    ours = RehearsalClock(start=NOW + ahead_s, origin=theirs.origin, speed=1.0)
+    bars = walk(3, 90_000.0, NOW - 60 * MINUTES, MINUTES + 2)
+    with live(tmp_path, {"BTC": bars}, "BTC", clock=theirs, rehearsal=str(ours)) as world:
+        for _ in range(2):
+            world.do("quotes binance")
+        pause = world.plan["collect binance"].pause()
+        clock = theirs if ahead_s > 0 else ours  # what we do not know of is not asked for
+        assert (clock.now() + pause) % 60 == pytest.approx(COLLECT_OFFSET_S, abs=1.5)
+
+
 def test_the_duties_of_a_live_miner_bring_its_bars_and_prices(tmp_path):
     with live(tmp_path, {"BTC": minutes()}, "BTC") as world:
-        assert set(world.plan) == {*QUIET_DUTIES, "collect", "quotes", "backfill"}
+        assert set(world.plan) == {*QUIET_DUTIES, "collect binance", "quotes binance", "backfill"}
         assert world.health()["reasons"] == ["no asset has any bars yet"]
-        world.do("collect", "refresh")
+        world.do("collect binance", "refresh")
         assert world.miner.engine.assets() == ("BTC",)
-        world.do("quotes")
+        world.do("quotes binance")
         assert world.market.prices.quote("BTC") is not None
         assert world.miner.due() == ()
         world.do("backfill")
