@@ -731,9 +731,11 @@ def _latest_state(market: _Market, known: MarketHistory) -> MarketState | None:
 
 
 def _keep_state(market: _Market, state: MarketState) -> None:
-    """Keep the newest state, and one a day of older moments for replays."""
+    """Keep the newest state, and at most two a day of older moments for replays."""
     earlier = [kept for kept in market.states if kept.until < state.until]
     later = [kept for kept in market.states if kept.until > state.until]
+    if later and later[0].until - state.until < STATE_SPACING_S:
+        return  # replays of ever earlier moments would each leave one
     while len(earlier) > 1 and state.until - earlier[-2].until < STATE_SPACING_S:
         earlier.pop()
     market.states = [*earlier, state, *later]

@@ -313,6 +313,17 @@ def test_an_origin_is_answered_with_what_was_known_then(engine, archive, setting
     assert replayed.diagnostics == live.diagnostics
 
 
+def test_replays_of_ever_earlier_moments_leave_no_state_each(archive, settings):
+    engine, days = ForecastEngine.open(archive, settings), 4
+    pair = ("BTC", HF)
+    for hours in range(days * 24):
+        origin = engine.now() - 3600 * hours
+        engine.answer(ask(origin), origin=origin)
+    kept = [state.until for state in engine._markets[pair].states]
+    assert kept == sorted(kept)
+    assert 2 <= len(kept) <= 2 * days
+
+
 def test_origins_in_any_order_give_the_same_answers(engine, archive, settings):
     end = engine.now()
     origins = [end - hours * 3600 for hours in (300, 3, 150, 30, 29, 149, 4, 301, 100)]
