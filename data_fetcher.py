@@ -42,10 +42,12 @@ from config import ASSETS, DAY_S, FREQUENCIES, VENUE_BARS_KEPT, Frequency, asset
 from domain import Bars, MarketHistory
 from errors import ConfigError, DataError, SourceUnavailable
 from feed_plans import FeedPlan, feed_plans
-from feed_seams import coarse_bars, in_time_order, join_feeds, take_rows
+from feed_seams import coarse_bars, in_time_order, join_feeds
+from growing_bars import GrowingBars
 from protocol import protocol_profile
 from settings import Settings
 from simulated_market import simulate_bars
+from spans import Span
 
 # ---------------------------------------------------------------- the seam
 
@@ -245,20 +247,17 @@ class _Window:
         self._store = store
         self._series = series
         self._marks: dict[int, FileMark] = {}
+        self._grown = GrowingBars()
         self._bars: Bars | None = None
 
     def read(self, start: int) -> Bars | None:
-        """The bars from `start` on; the same object while their files are the same."""
+        """The bars from midnight `start` on; the same object while their files are the same."""
         marks = self._store.marks(*self._series, start)
         if marks != self._marks:
-            kept = {day for day, mark in marks.items() if self._marks.get(day) == mark}
-            changed = sorted(marks.keys() - kept)
-            if len(changed) == len(marks) and changed:  # the first time: one pass
-                parts = [self._part(changed[0], changed[-1])]
-            else:
-                parts = [self._part(day, day) for day in changed]
-            held = [part for part in (self._held(kept), *parts) if part is not None and len(part)]
-            self._bars = in_time_order(held) if held else None
+            before = {day: mark for day, mark in self._marks.items() if day >= start // DAY_S}
+            days = sorted(marks.keys() | before.keys())
+            changed = [day for day in days if marks.get(day) != before.get(day)]
+            self._bars = self._follow(days, changed, start)
             # What could not be read just now is tried again.
             self._marks = {
                 day: mark
@@ -267,14 +266,27 @@ class _Window:
             }
         return self._bars
 
-    def _held(self, days: set[int]) -> Bars | None:
-        if self._bars is None:
-            return None
-        return take_rows(self._bars, np.isin(self._bars.open_ts // DAY_S, sorted(days)))
+    def _follow(self, days: list[int], changed: list[int], start: int) -> Bars | None:
+        if not changed:  # the first days were left behind, at most
+            return self._grown.between(start, None)
+        if changed == days:  # the first time: one pass
+            parts = [self._part(days[0], days[-1])]
+        else:
+            later = [day for day in days if day >= changed[0]]
+            parts = [self._part(day, day) if day in changed else self._held(day) for day in later]
+        held = [part for part in parts if part is not None and len(part)]
+        tail = in_time_order(held) if held else None
+        return self._grown.renew(changed[0] * DAY_S, tail, start=start)
+
+    def _held(self, day: int) -> Bars | None:
+        return self._grown.between(*self._span(day, day))
 
     def _part(self, first: int, last: int) -> Bars | None:
-        end = (last + 1) * DAY_S + self._series[2] - 1
-        return self._store.load(*self._series, first * DAY_S, end)
+        return self._store.load(*self._series, *self._span(first, last))
+
+    def _span(self, first: int, last: int) -> Span:
+        """From when to when bars close that open on the days."""
+        return first * DAY_S, (last + 1) * DAY_S + self._series[2] - 1
 
 
 def _live_history(

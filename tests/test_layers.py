@@ -15,6 +15,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     1: (
         "spans",
         "feed_seams",
+        "growing_bars",
         "level_changes",
         "seasonality",
         "features",
@@ -215,6 +216,7 @@ WITHIN_LAYER: dict[str, tuple[frozenset[str], str]] = {
     ),
     "price_board": (frozenset({"collector"}), "both spare a venue that cannot be reached"),
     "feed_seams": (frozenset({"bar_cleaning"}), "coarser bars are made of minutes"),
+    "growing_bars": (frozenset({"feed_seams"}), "both take bars apart"),
     "level_changes": (
         frozenset({"bar_cleaning", "feed_seams"}),
         "it goes on where spikes end, and takes bars apart",
