@@ -36,7 +36,7 @@ from console import (
 )
 from data_fetcher import ArchiveSource
 from domain import Bars
-from errors import ConfigError, MinerError
+from errors import BusyError, ConfigError, MinerError
 from feed_plans import feed_plans
 from protocol import protocol_profile
 from rehearsal import PROFILE, SEED, SOURCE, Script, rehearsal_of
@@ -44,6 +44,7 @@ from rehearsal_findings import judge, name_of, passed
 from rehearsal_plan import Fate, asked_pairs
 from rehearsal_tables import print_findings, write_report
 from simulated_market import simulate_bars
+from state_store import owned
 from wire_format import format_iso
 
 SIMULATED_END: Final = 1_768_608_000  # Saturday 2026-01-17 00:00 UTC, after five trading days
@@ -86,13 +87,23 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def own_folder(script: Script) -> None:
-    """Make the work folder anew. Raises: ConfigError if it holds anything but a rehearsal."""
+    """Make the work folder anew.
+
+    Raises: ConfigError if it holds anything but a rehearsal; BusyError if one runs there.
+    """
     folder = script.work_dir
     if folder.is_dir() and any(folder.iterdir()):
         if not script.config_file.exists():
             raise ConfigError(
                 f"--work-dir {folder} holds other files than a rehearsal's; name a new folder."
             )
+        try:
+            with owned(script.state_dir):
+                pass
+        except BusyError:
+            raise BusyError(
+                f"a rehearsal runs in --work-dir {folder}; name another folder, or let it end."
+            ) from None
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -14,12 +14,13 @@ import pytest
 
 from clock import RehearsalClock
 from console import EXIT_INTERRUPTED
-from errors import ConfigError
+from errors import BusyError, ConfigError
 from feed_plans import FeedHost
 from rehearsal import is_comparable, write_settings
 from rehearse import own_folder, read_script
 from settings import load_settings
 from simulated_market import simulate_bars
+from state_store import owned
 
 ROOT = Path(__file__).resolve().parent.parent
 END = 1_766_102_400  # 2025-12-19 00:00 UTC
@@ -83,6 +84,15 @@ def test_only_a_folder_of_an_earlier_rehearsal_is_made_anew(bars_dir, tmp_path):
     script.config_file.write_text("")
     own_folder(script)
     assert list(script.work_dir.iterdir()) == []
+
+
+def test_a_folder_in_which_a_rehearsal_runs_is_left_to_it(bars_dir, tmp_path):
+    script = read_script(arguments(bars_dir, tmp_path / "work"))
+    own_folder(script)
+    script.config_file.write_text("")
+    with owned(script.state_dir), pytest.raises(BusyError, match="a rehearsal runs in --work-dir"):
+        own_folder(script)
+    assert script.config_file.exists()
 
 
 def test_the_settings_file_says_what_the_rehearsal_means(bars_dir, tmp_path):
