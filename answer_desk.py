@@ -313,12 +313,18 @@ class _Cache:
 
     def put(self, key: _Key, made: _Made, now: float) -> None:
         """Keep it in the place of what was kept for the key before."""
-        for old in [old for old, kept in self._kept.items() if kept.until < now or old == key]:
-            self._drop(old)
+        self.expire(now)
+        if key in self._kept:
+            self._drop(key)
         self._kept[key] = made
         self.bytes += made.bytes
         while self.bytes > self._most_bytes:
             self._drop(next(iter(self._kept)))
+
+    def expire(self, now: float) -> None:
+        """Drop what nobody gets any more."""
+        for old in [old for old, kept in self._kept.items() if kept.until < now]:
+            self._drop(old)
 
     def _drop(self, key: _Key) -> None:
         self.bytes -= self._kept.pop(key).bytes
@@ -440,6 +446,11 @@ class AnswerDesk:
                 cached_bytes=self._cache.bytes,
                 seconds_per_day_answer=self._speed.estimate(1000 * 289 + _FIXED_PRICES),
             )
+
+    def expire(self) -> None:
+        """Let go of answers that are kept for nobody any more; the next one does as well."""
+        with self._lock:
+            self._cache.expire(self._monotonic())
 
     def close(self) -> None:
         """Refuse what waits and what comes; what is being computed is finished."""

@@ -163,6 +163,11 @@ class Miner:
             found = {"markets": len({*trained, *due}), "trained": len(trained), "due": len(due)}
             log.info("loaded", extra=found)
 
+    def tidy(self) -> None:
+        """Let go of answers that nobody gets any more, and give back what memory is free."""
+        self.desk.expire()
+        trim()
+
     def due(self) -> Sequence[Pair]:
         """What to train; nothing while the past of a live source is still being fetched."""
         if self.market is not None and not self.market.has_past:
@@ -228,7 +233,7 @@ def duties(miner: Miner, settings: Settings, retrainer: Retrainer) -> list[Duty]
             after_s=LATER_S,
         ),
         Duty("prune", lambda: miner.ledger.prune(miner.now()), every(PRUNE_S), after_s=LATER_S),
-        Duty("trim", trim, every(TRIM_S), after_s=TRIM_S),
+        Duty("trim", miner.tidy, every(TRIM_S), after_s=TRIM_S),
         Duty(
             "review", lambda: review_sets(miner.engine, settings), every(REVIEW_S), after_s=REVIEW_S
         ),

@@ -328,6 +328,23 @@ def test_an_answer_is_kept_until_shortly_after_the_start(walks):
     desk.close()
 
 
+def test_what_is_kept_for_nobody_any_more_can_be_let_go(walks):
+    clock = [1000.0]
+    desk = AnswerDesk(walks, monotonic=lambda: clock[0])
+    answered(desk, prompt(), budget_s=10)
+    answered(desk, prompt(start=START + 60), budget_s=60)
+    clock[0] += 10 + answer_desk.KEPT_AFTER_START_S - 1
+    desk.expire()
+    assert desk.load().cached == 2
+    clock[0] += 2
+    desk.expire()
+    assert desk.load().cached == 1
+    clock[0] += 50
+    desk.expire()
+    assert (desk.load().cached, desk.load().cached_bytes) == (0, 0)
+    desk.close()
+
+
 def test_an_early_caller_does_not_decide_for_an_hour_what_the_others_get(walks):
     clock = [1000.0]
     desk = AnswerDesk(walks, monotonic=lambda: clock[0])

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-import allocator
-from answer_desk import Caller
+from answer_desk import SHARED_S, Caller
 from clock import RehearsalClock, SystemClock
 from config import FREQUENCIES, Frequency
 from data_fetcher import LiveSource, open_source
@@ -304,9 +303,22 @@ def test_old_records_are_pruned(miner, settings):
     assert left["at"] == miner.now() - 86_400 * (KEPT_DAYS - 1)
 
 
-def test_free_memory_is_given_back(miner, settings):
-    plan = {duty.name: duty for duty in duties(miner, settings, Retrainer(miner.due, lambda _: ()))}
-    assert plan["trim"].run is allocator.trim
+def test_old_answers_are_let_go_and_free_memory_is_given_back(miner, settings, monkeypatch):
+    trimmed = []
+    monkeypatch.setattr("miner.trim", lambda: trimmed.append(miner.desk.load().cached))
+    clock = [1000.0]
+    monkeypatch.setattr(miner.desk, "_monotonic", lambda: clock[0])
+    request = ForecastRequest(
+        asset="BTC", start_ts=miner.engine.now(), increment_s=60, length_s=3600, num_paths=5
+    )
+    asked = miner.desk.answer(
+        request, encoder=SHADOW_JSON, caller=Caller(name="http", transport="http"), now=0.0
+    )
+    asyncio.run(asked)
+    run("trim", miner, settings)
+    clock[0] += SHARED_S + 1
+    run("trim", miner, settings)
+    assert trimmed == [1, 0]
 
 
 def test_a_new_set_is_reviewed(miner, settings, caplog):
