@@ -20,7 +20,7 @@ TRAINING_ALLOWANCE_S: Final = 180.0  # real
 WARM_UP_S: Final = 300.0  # at least, after a start, while caches and histories fill
 WARM_UP_SHARE: Final = 0.25  # of a longer life, in which every set is taken up
 # What is freed waits up to a minute until it is given back: no growth, but a sawtooth.
-FLOOR_S: Final = 120.0
+FLOOR_S: Final = 60.0
 CONFIDENCE: Final = 0.95
 SHORTEST_SLOPE_S: Final = 600.0  # less says nothing about an hour
 # Memory may grow by so much in an hour of the market, which brings new bars, and in
@@ -198,6 +198,12 @@ class Vitals:
     rss_mb: float
     threads: int
     handles: int  # open file descriptors
+    kept_mb: float = 0.0  # of it answers for those who ask again, as the miner says
+
+    @property
+    def lasting_mb(self) -> float:
+        """Memory without kept answers: they come and go with the prompts, and have a bound."""
+        return self.rss_mb - self.kept_mb
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,20 +221,20 @@ class Growth:
 def memory_growth(vitals: Sequence[Vitals]) -> Growth | None:
     """How fast memory grew; None if there is too little to tell.
 
-    The median of the slopes between all floors, the least that every whole two
-    minutes needed: single peaks change nothing, and what is never freed raises every
-    floor. Source: Theil (1950), Sen (1968).
+    The median of the slopes between all floors, the least that every whole minute
+    needed without the answers it kept: single peaks change nothing, and what is never
+    freed raises every floor. Source: Theil (1950), Sen (1968).
     """
     floors: dict[int, Vitals] = {}
     warm = _warm(vitals)
     for entry in warm:
         window = int((entry.at_s - warm[0].at_s) // FLOOR_S)
         if (window + 1) * FLOOR_S <= warm[-1].at_s - warm[0].at_s:
-            floors[window] = min(floors.get(window, entry), entry, key=lambda each: each.rss_mb)
+            floors[window] = min(floors.get(window, entry), entry, key=lambda each: each.lasting_mb)
     if not floors:
         return None
     found = theilslopes(
-        [entry.rss_mb for entry in floors.values()],
+        [entry.lasting_mb for entry in floors.values()],
         [entry.at_s for entry in floors.values()],
         CONFIDENCE,
     )

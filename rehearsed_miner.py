@@ -34,6 +34,8 @@ STOP_PATIENCE_S: Final = 30.0  # then it is killed; what it promises is less
 WATCH_S: Final = 1.0
 WATCH_LOOKS: Final = 10  # at the memory in that time: what a trim gives back is soon taken again
 MARK_VARIABLE: Final = "REHEARSAL_MARK"
+METRICS_LIMIT_S: Final = 2.0
+_KEPT: Final = re.compile(r"^lgbm_miner_cached_bytes (\S+)$", re.MULTILINE)
 _SERVING: Final = re.compile(r"serving (.* )?on (?P<url>http://\S+?)[;,.]?(\s|$)")
 _PAGE_MB: Final = os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -164,12 +166,29 @@ class RehearsedMiner:
         self._lines.put(None)
 
     def _watch(self) -> None:
-        pid = self.pid
+        pid, kept_mb = self.pid, 0.0
         while not self._over.is_set():
             least_mb = self._least_memory(pid)
             found = vitals_of(pid, time.monotonic() - self.began)
+            before_mb, kept_mb = kept_mb, self._kept_answers()
             if found is not None and not self._stopping.is_set():
-                self.vitals.append(replace(found, rss_mb=min(found.rss_mb, least_mb)))
+                self.vitals.append(
+                    replace(
+                        found,
+                        rss_mb=min(found.rss_mb, least_mb),
+                        kept_mb=min(before_mb, kept_mb),  # all the while, not for a moment
+                    )
+                )
+
+    def _kept_answers(self) -> float:
+        """What its answers for those who ask again need, MB; 0 while it does not say."""
+        with suppress(requests.RequestException):
+            page = (
+                requests.get(f"{self.url}/metrics", timeout=METRICS_LIMIT_S) if self.url else None
+            )
+            if page is not None and (told := _KEPT.search(page.text)):
+                return float(told[1]) / 2**20
+        return 0.0
 
     def _least_memory(self, pid: int) -> float:
         """The least that the process held within WATCH_S, MB."""

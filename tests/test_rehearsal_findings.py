@@ -13,7 +13,6 @@ from console import _KeyValueFormatter
 from domain import Bars
 from rehearsal_findings import (
     FLAT_MB_PER_MARKET_HOUR,
-    FLOOR_S,
     TRAINING_ALLOWANCE_S,
     BarsFound,
     DiskUse,
@@ -239,6 +238,16 @@ def test_the_warm_up_does_not_count():
     assert growth_of(longer) == pytest.approx(0, abs=0.1)
 
 
+def test_answers_that_are_kept_are_no_growth_and_excuse_none():
+    kept = [int(entry.at_s) // 60 * 7 % 30 for entry in life(0)]  # MB, other ones each minute
+    for rate in (0, 120):
+        entries = [
+            replace(entry, rss_mb=entry.rss_mb + mb, kept_mb=mb)
+            for entry, mb in zip(life(rate), kept, strict=True)
+        ]
+        assert growth_of(entries) == pytest.approx(rate, abs=0.1)
+
+
 def test_the_beginning_of_a_window_is_no_floor():
     """A life that ends in a peak, a second after two whole minutes, has not grown."""
     entries = life(0, minutes_=24)[:-1]
@@ -255,7 +264,7 @@ FLOORS = (382, 370, 383, 379, 378, 380, 385, 392, 379)
 @pytest.mark.parametrize(("leak_mb", "flat"), [(0, True), (120, False)])
 def test_the_interval_tells_scatter_from_a_leak(leak_mb, flat):
     entries = [
-        replace(entry, rss_mb=entry.rss_mb + FLOORS[int((entry.at_s - 360) // FLOOR_S) % 9])
+        replace(entry, rss_mb=entry.rss_mb + FLOORS[int((entry.at_s - 360) // 120) % 9])
         for entry in life(leak_mb, minutes_=24.1)
     ]
     found = memory_growth(entries)

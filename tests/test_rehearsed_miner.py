@@ -23,6 +23,22 @@ over.wait()
 """
 
 
+# Keeps 3 MB of answers, and 5 at every other look.
+TELLING = """
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import cycle
+kept = cycle([3, 5])
+class Page(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(f"lgbm_miner_cached_bytes {next(kept) * 2**20:.1f}\\n".encode())
+server = HTTPServer(("127.0.0.1", 0), Page)
+print(f"serving BTC hf on http://127.0.0.1:{server.server_port} from source venue.", flush=True)
+server.serve_forever()
+"""
+
+
 @pytest.fixture
 def life(tmp_path, monkeypatch):
     """A process of some code, ended whatever happens."""
@@ -60,6 +76,16 @@ def test_a_page_that_nobody_serves_is_not_open(life):
     miner = life(FORGETFUL)
     miner.wait_until_serving()
     assert not miner.open_page()
+
+
+def test_what_it_keeps_of_answers_counts_once_it_lasts(life):
+    """Told from its second answer on: as much as was kept before and after a look."""
+    miner = life(TELLING)
+    miner.wait_until_serving()
+    told = wait_for(lambda: [entry.kept_mb for entry in miner.vitals if entry.kept_mb][2:])
+    assert next(entry.kept_mb for entry in miner.vitals) == 0
+    assert set(told) == {3.0}
+    assert all(entry.lasting_mb == entry.rss_mb - entry.kept_mb for entry in miner.vitals)
 
 
 def test_its_log_and_its_vitals_are_kept_and_the_end_does_not_count(life, tmp_path):
