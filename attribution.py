@@ -303,7 +303,9 @@ def _shape_loss(
     answers: _Answers, part: Part, changes: Mapping[str, Callable[[PathShape], PathShape]]
 ) -> Loss:
     """The best of other shapes over all prompts, or the shape as it was."""
-    variants = [partial(_reshaped, seed=answers.seed, change=change) for change in changes.values()]
+    variants = [
+        partial(_reshaped, seed=answers.seed, change=change, made={}) for change in changes.values()
+    ]
     table = np.concatenate([answers.given[:, :, None], answers.table(variants)], axis=2)
     words = ("as forecast", *changes)[_chosen(table)]
     return answers.loss(part, _best_for_all(table), words)
@@ -315,9 +317,11 @@ def _reshaped(
     *,
     seed: int,
     change: Callable[[PathShape], PathShape],
+    made: dict[PathShape, PathShape],
 ) -> FloatArray:
-    view = replace(occasion.view, shape=change(occasion.view.shape))
-    return _answer(replace(occasion, view=view), seed)
+    # What a shape needs is kept as long as the shape: `made` holds it for all prompts.
+    shape = made.setdefault(occasion.view.shape, change(occasion.view.shape))
+    return _answer(replace(occasion, view=replace(occasion.view, shape=shape)), seed)
 
 
 # ---------------------------------------------------------------- ensemble

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import attribution
+import quantile_matching
 from attribution import DISPERSIONS, DRIFTS, FACTORS, STEPS, TAILS, Occasion, Part, attribute
 from config import DAY_S, Frequency
 from domain import Bars, ForecastRequest, MarketHistory
@@ -160,6 +161,22 @@ def test_progress_counts_as_many_steps_as_announced():
     attribute(occasions()[:2], COMPETITION, seed=3, on_step=lambda: steps.append(1))
     left_out = STEPS - len(steps)
     assert left_out == len(FACTORS) - 3 + len(DRIFTS) - 3 + len(TAILS) - 2 + len(DISPERSIONS) - 2
+
+
+def test_what_a_shape_needs_is_worked_out_once_for_all_prompts(monkeypatch):
+    worked_out, work_out = [], quantile_matching._mixture_spreads
+
+    def counted(shape, step_s, length):
+        worked_out.append((shape, step_s, length))
+        return work_out(shape, step_s, length)
+
+    monkeypatch.setattr(quantile_matching, "_mixture_spreads", counted)
+    made = occasions(shaped(tail_dof=5.55, path_sd=0.21, slow_sd=0.23))
+    attribute(made[:3], COMPETITION, seed=3)
+    assert len({shape for shape, *_ in worked_out}) == 1 + len(attribution.TAILS) + len(
+        attribution.DISPERSIONS
+    )
+    assert len(set(worked_out)) == len(worked_out)
 
 
 def test_an_outcome_that_is_all_unknown_is_refused():
