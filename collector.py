@@ -38,7 +38,7 @@ from errors import (
     StateError,
 )
 from feed_faults import FaultLog
-from feed_plans import FeedPlan
+from feed_plans import FeedPlan, scored_at
 from feed_seams import HOLE_S
 from feeds import Feed
 from level_changes import shares_level, sift_levels
@@ -140,9 +140,7 @@ class Collector:
         raises for a feed.
         """
         now = int(self._clock.now())
-        plans = [
-            plan for plan in self._plans.values() if venues is None or plan.scored.venue in venues
-        ]
+        plans = scored_at(self._plans, venues)
 
         def bring_up(series: Series, into: Collected) -> None:
             self._bring_up(series, now, into)

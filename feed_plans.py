@@ -1,6 +1,6 @@
 """Which feeds are read for an asset, and how their hosts want to be asked."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -45,6 +45,13 @@ def feed_plans(source: SourceName, profile: ProtocolProfile) -> dict[str, FeedPl
             others = () if source == "pyth" else tuple(feed for feed in known if feed != fit[0])
             plans[asset] = FeedPlan(asset=asset, frequencies=asked, scored=fit[0], others=others)
     return plans
+
+
+def scored_at(
+    plans: Mapping[str, FeedPlan], venues: Collection[Venue] | None
+) -> tuple[FeedPlan, ...]:
+    """The plans whose scored feed is at one of the venues; None: all."""
+    return tuple(plan for plan in plans.values() if venues is None or plan.scored.venue in venues)
 
 
 # ---------------------------------------------------------------- hosts of the feeds

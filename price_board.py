@@ -25,7 +25,7 @@ from collector import visit_venue
 from config import ANCHOR_MAX_AGE_S, DAY_S, FeedSymbol, MarketHours, Venue, asset_spec
 from domain import PriceQuote
 from feed_faults import FaultLog
-from feed_plans import FeedPlan
+from feed_plans import FeedPlan, scored_at
 from feeds import Feed
 from seasonality import is_closed, new_york_seconds
 
@@ -283,9 +283,7 @@ class PricePoller:
         the rest of the round; what begins to fail is logged once. Never raises for a feed.
         """
         self._board.forget_after(self._clock.now() + SAME_MOMENT_S)
-        plans = [
-            plan for plan in self._plans.values() if venues is None or plan.scored.venue in venues
-        ]
+        plans = scored_at(self._plans, venues)
         asked = [(plan.asset, plan.scored) for plan in plans]
         self._report(self._ask(asked), asked)
         failing = self.failing()
