@@ -121,9 +121,9 @@ def folders(tmp_path_factory):
 
 
 @contextmanager
-def running(*flags):
+def running(*flags, script=ROOT / "miner.py"):
     """A miner on a free port: its process, base URL and lines on stderr so far."""
-    command = [sys.executable, str(ROOT / "miner.py"), "--port", "0", *flags]
+    command = [sys.executable, str(script), "--port", "0", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout
     assert process.stderr

@@ -36,6 +36,10 @@ SPEED: Final = 1e5
 PATIENT: Final = HttpPolicy(first_wait_s=0.0, attempts=2)
 HASTY: Final = HttpPolicy(connect_s=1, read_s=0.3, attempt_s=0.4, attempts=1)
 Series = tuple[str, str, int]  # venue, asset, bar length
+# How far an answer may start from the truth: feeds may be a quarter of an hour late
+# unnoticed, and an old price is as far away as its market moves meanwhile.
+NEAR: Final = 0.02
+FAR_PER_ROOT_MINUTE: Final = 5 * 5e-4  # of five standard deviations of `walk`
 
 
 @dataclass
@@ -89,6 +93,7 @@ class LiveWorld:
     store: BarStore
     source: LiveSource
     engine: ForecastEngine
+    truth: Mapping[str, Bars] | None = None  # that answers must start from; None: not looked at
     kept: Kept = field(default_factory=Kept)
 
     def turn(self, seconds: float = 60.0) -> Collected:
@@ -126,12 +131,24 @@ class LiveWorld:
             assert np.isfinite(answer.paths).all()
             assert Rung(answer.diagnostics.rung)
             assert AnchorSource(answer.diagnostics.anchor_source)
+            assert not (strayed := self._strayed(answer)), strayed
         except (MinerError, AssertionError, ArithmeticError, LookupError) as error:
             self.kept.lost.append(f"{request.asset} {request.increment_s} s: {error!r}")
             return None
         self.kept.rungs.add(answer.diagnostics.rung)
         self.kept.sources.add(answer.diagnostics.anchor_source)
         return answer
+
+    def _strayed(self, answer: Forecast) -> str:
+        """What is wrong with the price that an answer starts from, if that is known."""
+        if self.truth is None:
+            return ""
+        true = self.truth[answer.request.asset]
+        last = int(np.searchsorted(true.close_ts, self.hand.ts, "right")) - 1
+        start, price = float(np.median(answer.paths[:, 0])), float(true.close[last])
+        age_min = max(0.0, answer.diagnostics.price_age_s) / 60
+        allowed = NEAR + FAR_PER_ROOT_MINUTE * np.sqrt(age_min)
+        return "" if abs(np.log(start / price)) < allowed else f"starts at {start}, not {price}"
 
     def stored(self, series: Series) -> dict[int, float]:
         """Closes by open time."""
@@ -209,9 +226,16 @@ def truth_of(minutes: Bars, bar_s: int) -> dict[int, float]:
 
 @contextmanager
 def live_world(
-    settings: Settings, hand: Hand, *, policy: HttpPolicy = PATIENT
+    settings: Settings,
+    hand: Hand,
+    *,
+    policy: HttpPolicy = PATIENT,
+    truth: Mapping[str, Bars] | None = None,
 ) -> Iterator[LiveWorld]:
-    """Open a miner over settings whose addresses lead to loopback venues."""
+    """Open a miner over settings whose addresses lead to loopback venues.
+
+    With the market's `truth` answers that start elsewhere count as lost.
+    """
     clock = hand.clock()
     with ExitStack() as opened:
         source = LiveSource(settings, clock)
@@ -239,6 +263,7 @@ def live_world(
             store=store,
             source=source,
             engine=ForecastEngine.open(source, settings, board),
+            truth=truth,
         )
 
 

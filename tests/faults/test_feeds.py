@@ -91,7 +91,7 @@ def running(
         venues.faults.clear()
         hand.ts = T0 + 2
         chosen = live_settings(tmp_path, venues, ASSETS, source=source)
-        with live_world(chosen, hand, policy=policy) as world:
+        with live_world(chosen, hand, policy=policy, truth=MARKET) as world:
             yield world
 
     yield opened
@@ -270,7 +270,7 @@ def test_nobody_at_the_address_costs_no_answer(running, venues, hand):
             for hosts in (*HOSTS.values(), tuple(FeedHost)):
                 away = {f"{host.value}_url": address for host in hosts}
                 chosen = replace(world.settings, **away)
-                with live_world(chosen, hand, policy=HASTY) as cut_off:
+                with live_world(chosen, hand, policy=HASTY, truth=MARKET) as cut_off:
                     done = cut_off.turn()
                     scored = {plan.scored.venue for plan in cut_off.plans.values()}
                     assert bool(done.failures) == any(
@@ -278,7 +278,7 @@ def test_nobody_at_the_address_costs_no_answer(running, venues, hand):
                     )
                     assert cut_off.lies(MARKET) == []
                     settle("Hosts that cannot be reached cost no answer", cut_off, bars=False)
-    with live_world(replace(world.settings, state_dir=state), hand) as back:
+    with live_world(replace(world.settings, state_dir=state), hand, truth=MARKET) as back:
         heal(back, venues)
         settle("Hosts that cannot be reached cost no answer", back)
 
@@ -342,7 +342,7 @@ def test_weeks_of_outage_cost_no_answer_and_what_venues_keep_is_fetched_after(
     promise = "Three weeks of outage cost no answer, and no bar that a venue still keeps"
     with served(market, hand) as venues:
         chosen = live_settings(tmp_path, venues, ASSETS, source=source, days=30.0, memory_days=30)
-        with live_world(chosen, hand) as world:
+        with live_world(chosen, hand, truth=market) as world:
             world.collector.backfill()
             world.turn(2)
             for venue in VENUES:
@@ -384,7 +384,7 @@ def test_a_price_a_hundred_times_too_high_for_long_is_never_stored(tmp_path, min
     with served(lying, hand) as venues:
         if not denied:
             strike(venues, Venue.PYTH, Fault.ERROR)
-        with live_world(live_settings(tmp_path, venues, ("BTC",)), hand) as world:
+        with live_world(live_settings(tmp_path, venues, ("BTC",)), hand, truth=MARKET) as world:
             world.collector.backfill()
             world.turn(2)
             for _ in range(minutes + 15):
@@ -394,7 +394,7 @@ def test_a_price_a_hundred_times_too_high_for_long_is_never_stored(tmp_path, min
             lost = world.kept.lost
     with (
         served(MARKET, hand) as venues,  # withdrawn
-        live_world(live_settings(tmp_path, venues, ("BTC",)), hand) as world,
+        live_world(live_settings(tmp_path, venues, ("BTC",)), hand, truth=MARKET) as world,
     ):
         world.turn()
         assert world.lies(MARKET) == []
