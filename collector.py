@@ -59,6 +59,7 @@ OVERLAP_S: Final = 3600  # of two feeds at a seam, so that their levels can be c
 FAULTS_OF_A_VENUE: Final = 2  # feeds in a row
 STAND_IN_DAYS: Final = 15  # of other feeds' bars where nothing of a failing scored one is stored
 _FAILING: Final = "feed failing"  # in the log
+_UNSAVED: Final = "bars not stored"
 _EDGE_BARS: Final = 5  # a venue drops its oldest bars while it is being asked
 
 Progress = Callable[[int, int, str], None]  # days done, days in all, what is fetched
@@ -94,6 +95,7 @@ class Collected:
     corrected: int = 0
     refused: int = 0
     failures: dict[str, str] = field(default_factory=dict)  # feed → one sentence
+    unsaved: dict[str, str] = field(default_factory=dict)  # feed → why the disk refused its bars
     doubts: dict[str, str] = field(default_factory=dict)  # feed → why its newest bars wait
 
     def add(self, other: "Collected") -> None:
@@ -102,6 +104,7 @@ class Collected:
         self.corrected += other.corrected
         self.refused += other.refused
         self.failures |= other.failures
+        self.unsaved |= other.unsaved
         self.doubts |= other.doubts
 
 
@@ -147,7 +150,7 @@ class Collector:
 
         series = [entry for plan in plans for entry in scored_series(plan)]
         done = self._by_venue(series, bring_up)
-        self._faults.report(_FAILING, done.failures, {entry.feed.name for entry in series})
+        self._report(done, {entry.feed.name for entry in series})
         down = self._down()
         stand_ins = [
             Series(plan.asset, feed, MINUTE_S)
@@ -157,7 +160,7 @@ class Collector:
             if feed.same_price and feed.venue not in down
         ]
         stood_in = self._by_venue(stand_ins, bring_up)
-        self._faults.report(_FAILING, stood_in.failures, {entry.feed.name for entry in stand_ins})
+        self._report(stood_in, {entry.feed.name for entry in stand_ins})
         done.add(stood_in)
         asked = {entry.feed.name for entry in (*series, *stand_ins)}
         with self._doubts_lock:
@@ -228,7 +231,7 @@ class Collector:
             if not halt.is_set():  # else some were not asked
                 worked |= {series.feed.name for series, _ in chunks} - done.failures.keys()
             total.add(done)
-        self._faults.report(_FAILING, total.failures, total.failures.keys() | worked)
+        self._report(total, total.failures.keys() | worked)
         return total
 
     def _chunks(
@@ -454,9 +457,17 @@ class Collector:
                 raise
         return total
 
+    def _report(self, done: Collected, asked: Collection[str]) -> None:
+        self._faults.report(_FAILING, done.failures, asked)
+        self._faults.report(_UNSAVED, done.unsaved, asked, over="bars are stored again")
+
     def failing(self) -> dict[str, str]:
         """Feeds whose last call failed, each with its sentence."""
         return self._faults.failing(_FAILING)
+
+    def unsaved(self) -> dict[str, str]:
+        """Feeds whose bars the disk refused when they were last asked, each with its sentence."""
+        return self._faults.failing(_UNSAVED)
 
     def doubts(self) -> tuple[str, ...]:
         """Feeds whose newest bars are not believed yet, one sentence each."""
@@ -473,7 +484,14 @@ def scored_series(plan: FeedPlan) -> list[Series]:
 
 def _at_one_venue(group: Sequence[Series], work: Callable[[Series, Collected], None]) -> Collected:
     done = Collected()
-    done.failures = visit_venue(group, lambda one: one.feed.name, lambda one: work(one, done))
+
+    def work_on(one: Series) -> None:
+        try:
+            work(one, done)
+        except StateError as error:  # the feed has answered: it is our disk that fails
+            done.unsaved[one.feed.name] = str(error)
+
+    done.failures = visit_venue(group, lambda one: one.feed.name, work_on)
     return done
 
 

@@ -22,11 +22,19 @@ class FaultLog:
         self._failing: dict[str, dict[str, str]] = {}  # by event: feed → one sentence
         self._lock = Lock()
 
-    def report(self, event: str, failures: Mapping[str, str], asked: Collection[str]) -> None:
+    def report(
+        self,
+        event: str,
+        failures: Mapping[str, str],
+        asked: Collection[str],
+        *,
+        over: str = "feed works again",
+    ) -> None:
         """Take in what came of the feeds asked, and log what is news.
 
-        `event` is who asked, in the words of the log line; `failures` says of each feed
-        that failed why, in one sentence. Feeds that were not asked stay as they were.
+        `event` is who asked, in the words of the log line, and `over` its end; `failures`
+        says of each feed that failed why, in one sentence. Feeds that were not asked stay
+        as they were.
         """
         with self._lock:
             mine = self._failing.setdefault(event, {})
@@ -41,7 +49,7 @@ class FaultLog:
             told = self._sentences()
             for sentence, feeds in _by_sentence(before, before.keys() - mine.keys()):
                 if sentence not in told:
-                    log.info("feed works again", extra=_named(feeds))
+                    log.info(over, extra=_named(feeds))
 
     def failing(self, event: str) -> dict[str, str]:
         """The feeds that failed when this one last asked them, each with its sentence."""

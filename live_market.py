@@ -6,8 +6,8 @@
         market.poll()       # every few seconds, likewise
         market.backfill()   # at the start, then now and then
 
-A feed that cannot be reached raises nothing: that is logged once and told by
-`warnings`. Scripts that need it insist by `require_scored`.
+A feed that cannot be reached, or a disk that refuses, raises nothing: that is logged
+once and told by `warnings`. Scripts that need it insist by `require_scored`.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from clock import Clock, agreed_offset, market_speed, open_clock
 from collector import Collected, Collector, Progress
 from config import Venue
 from data_fetcher import LiveSource
-from errors import SourceUnavailable
+from errors import SourceUnavailable, StateError
 from feed_faults import FaultLog
 from feed_plans import FeedPlan
 from feeds import Feed, open_feeds
@@ -101,12 +101,17 @@ class LiveMarket:
     def require_scored(self, done: Collected) -> None:
         """Insist that the scored feeds gave what they were asked for.
 
-        Raises: SourceUnavailable with the first failing feed's own sentence.
+        Raises: SourceUnavailable with the first failing feed's own sentence; StateError
+        if the disk refused what one gave.
         """
         for plan in self._plans.values():
-            failure = done.failures.get(plan.scored.name)
+            failure, refusal = (
+                found.get(plan.scored.name) for found in (done.failures, done.unsaved)
+            )
             if failure is not None:
                 raise SourceUnavailable(failure)
+            if refusal is not None:
+                raise StateError(refusal)
 
     def poll(self, venues: Collection[Venue] | None = None) -> None:
         """Ask the feeds that are scored at the venues (all) for their prices."""
@@ -117,6 +122,10 @@ class LiveMarket:
         scored = {plan.scored.name for plan in self._plans.values()}
         return tuple(feed for feed in self.collector.failing() if feed in scored)
 
+    def unsaved_feeds(self) -> tuple[str, ...]:
+        """Feeds whose bars the disk refused when they were last asked."""
+        return tuple(self.collector.unsaved())
+
     def clock_offset_s(self) -> float | None:
         """Real seconds that our clock is ahead of the venues'; None while they do not tell."""
         now = self._clock.now()
@@ -125,12 +134,18 @@ class LiveMarket:
         return None if ahead is None else -ahead / market_speed(self._clock)
 
     def warnings(self) -> tuple[str, ...]:
-        """Feeds that fail or are hard to believe, and a wrong clock of ours.
+        """A disk that refuses, feeds that fail or are hard to believe, a wrong clock of ours.
 
         One sentence each, without its full stop.
         """
         failing = self.collector.failing() | self.poller.failing()
-        sentences = (*failing.values(), *self.collector.doubts(), *self.prices.doubts())
+        unsaved = self.collector.unsaved()
+        sentences = (
+            *unsaved.values(),
+            *failing.values(),
+            *self.collector.doubts(),
+            *self.prices.doubts(),
+        )
         sentences = (*_clock_doubts(self.clock_offset_s()), *sentences)
         return tuple(dict.fromkeys(sentence.rstrip(".") for sentence in sentences))
 

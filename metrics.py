@@ -167,6 +167,8 @@ class _Readings(Collector):
         for feed in facts.failing_feeds:
             failing.add_metric((feed,), 1)
         yield failing
+        text = "Feeds whose bars the disk refused"
+        yield GaugeMetricFamily(f"{PREFIX}unsaved_feeds", text, len(facts.unsaved_feeds))
         load = self._load()
         for name, text, measure in _LOAD:
             yield GaugeMetricFamily(f"{PREFIX}{name}", text, value=measure(load))

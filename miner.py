@@ -184,6 +184,7 @@ class Miner:
             facts,
             warnings=(*facts.warnings, *self.market.warnings()),
             failing_feeds=self.market.failing_feeds(),
+            unsaved_feeds=self.market.unsaved_feeds(),
             clock_offset_s=self.market.clock_offset_s(),
         )
 

@@ -74,6 +74,7 @@ class MinerFacts:
     details: tuple[tuple[str, str], ...] = ()  # more to show as it is: ("netuid", "50"), …
     axon: AxonFacts | None = None  # None: validators are not answered by an axon
     failing_feeds: tuple[str, ...] = ()  # scored ones that gave no candles when last asked
+    unsaved_feeds: tuple[str, ...] = ()  # whose bars the disk refused when they were last asked
     clock_offset_s: float | None = None  # ours less the venues'; None: nobody tells it
 
     @property

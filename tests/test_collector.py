@@ -25,7 +25,7 @@ from collector import (
 from config import DAY_S, VENUE_BARS_KEPT, Frequency, Venue
 from data_fetcher import LiveSource
 from domain import Bars, PriceQuote
-from errors import CountryBlocked, FeedFailed, FeedRefused, FeedUnreachable
+from errors import CountryBlocked, FeedFailed, FeedRefused, FeedUnreachable, StateError
 from feed_plans import feed_plans
 from feeds import open_feeds
 from level_changes import LASTING_S
@@ -739,6 +739,31 @@ def test_venues_that_are_asked_one_by_one_keep_their_own_failures_and_doubts(tmp
     world.collector.collect([Venue.HYPERLIQUID])
     assert world.collector.failing() == {}
     assert len(world.collector.doubts()) == 1
+
+
+def test_a_disk_that_refuses_is_no_feed_that_fails(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    world = World(tmp_path, "BTC", "ETH", days=1.0)
+    store, append = world.collector._store, world.collector._store.append
+
+    def refuse(venue, asset, *args, **more):
+        if asset == "BTC":
+            raise StateError("bars/binance/BTC_60s cannot be written; make room.")
+        return append(venue, asset, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "append", refuse)
+        for work in (world.collector.collect, world.collector.collect, world.collector.backfill):
+            done = work()
+            assert done.failures == world.collector.failing() == {}
+            assert set(done.unsaved) == set(world.collector.unsaved()) == {"binance:BTCUSDT"}
+    assert world.closes("ETH")
+    assert not world.closes("BTC")
+    world.collector.collect()
+    assert world.collector.unsaved() == {}
+    assert world.closes("BTC")
+    told = [line.getMessage() for line in caplog.records]
+    assert told == ["bars not stored", "bars are stored again"]
 
 
 def test_a_feed_that_a_backfill_finds_well_again_is_not_called_failing(tmp_path):

@@ -5,9 +5,11 @@ import time
 import numpy as np
 import pytest
 
+from bar_store import BarStore
 from clock import RehearsalClock
 from data_fetcher import LiveSource
 from domain import Bars
+from errors import StateError
 from feed_plans import FeedHost
 from live_market import LiveMarket
 from loopback_venues import Fault, FaultRule, serve_venues
@@ -65,6 +67,32 @@ def test_a_right_clock_is_no_warning_whatever_one_venues_cache_says(tmp_path):
         offset_s, warnings = told_of_the_clock(tmp_path, 0, *faults)
         assert offset_s == pytest.approx(0, abs=1.5)
         assert warnings == []
+
+
+def test_bars_that_the_disk_refuses_are_told_and_insisted_on(tmp_path, monkeypatch):
+    clock = RehearsalClock(start=NOW, origin=time.time(), speed=1.0)
+    with serve_venues({"BTC": minutes()}, clock) as venues:
+        settings = Settings(
+            state_dir=tmp_path / "state",
+            served_assets=("BTC",),
+            rehearsal=str(clock),
+            days=1,
+            **venues.urls,
+        )
+
+        def refuse(*_args, **_more):
+            raise StateError("the folder of bars is full; make room.")
+
+        with LiveMarket.open(settings, LiveSource(settings, clock)) as market:
+            with monkeypatch.context() as patch:
+                patch.setattr(BarStore, "append", refuse)
+                with pytest.raises(StateError, match="make room"):
+                    market.require_scored(market.collect())
+            assert market.unsaved_feeds() == ("binance:BTCUSDT",)
+            assert market.failing_feeds() == ()
+            assert market.warnings() == ("the folder of bars is full; make room",)
+            market.require_scored(market.collect())
+            assert market.unsaved_feeds() == market.warnings() == ()
 
 
 def test_a_scored_feed_that_gives_no_candles_is_named(tmp_path):

@@ -138,6 +138,12 @@ def test_a_scored_feed_that_fails_is_told_by_name(metrics):
     assert found["feed_failing", "hyperliquid:xyz:GOLD"] == 1
 
 
+def test_feeds_whose_bars_the_disk_refuses_are_counted(metrics):
+    assert scraped(metrics)["unsaved_feeds",] == 0
+    unsaved = replace(FACTS, unsaved_feeds=("binance:BTCUSDT", "binance:ETHUSDT"))
+    assert scraped(Metrics(lambda: unsaved, lambda: LOAD))["unsaved_feeds",] == 2
+
+
 def test_a_miner_that_cannot_answer_is_not_ready():
     idle = replace(FACTS, markets=(), obstacles=("no asset has any bars yet",))
     assert scraped(Metrics(lambda: idle, lambda: LOAD))["ready",] == 0

@@ -393,6 +393,14 @@ FAULTS = {
         {'lgbm_miner_feed_failing{instance="a",feed="hyperliquid:xyz:GOLD"}': "1+0x1000"},
         {"MinerFeedFailing"},
     ),
+    "a disk that is full": (
+        {'lgbm_miner_unsaved_feeds{instance="a"}': "2+0x1000"},
+        {"MinerDiskRefuses"},
+    ),
+    "a ledger that loses records": (
+        {'lgbm_miner_ledger_lost{instance="a"}': "0+3x1000"},
+        {"MinerDiskRefuses"},
+    ),
     "a clock that is behind": (
         {'lgbm_miner_clock_offset_seconds{instance="a"}': "-12+0x1000"},
         {"MinerClockOff"},

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -117,6 +117,19 @@ def small_disk(kib: int) -> Iterator[Path]:
 def resize(folder: Path, kib: int) -> None:
     """Give a small file system another size."""
     subprocess.run(["mount", "-o", f"remount,size={kib}k", str(folder)], check=True)
+
+
+@contextmanager
+def filled(folder: Path) -> Iterator[None]:
+    """Leave no room on a small file system while the block runs."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    try:
+        yield
+    finally:
+        ballast.unlink()
 
 
 @contextmanager

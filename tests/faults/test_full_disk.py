@@ -22,7 +22,7 @@ from settings import Settings
 from state_store import StateStore
 from tests.faults import victims
 from tests.faults.asking import ask
-from tests.faults.disk import REFUSALS, read_only, refusing, resize, small_disk
+from tests.faults.disk import REFUSALS, filled, read_only, refusing, resize, small_disk
 from tests.faults.live_world import Hand, live_settings, live_world, served, walk
 from tests.faults.tally import count
 from tests.waiting import PATIENCE_S
@@ -300,6 +300,37 @@ def test_a_disk_that_turns_read_only_costs_no_answer(archive, model_dir):
             lost = max(0, 700 - bars_of(root))
         count("A disk turned read-only costs no answer", cases=2, bars_lost=lost)
         assert lost == 0
+
+
+@pytest.mark.parametrize("trouble", [filled, read_only])
+def test_a_live_miner_on_a_disk_that_refuses_answers_on_and_fetches_after(trouble):
+    """It answers from fresh prices, names the disk and no feed, and then lacks no bar."""
+    hand, start = Hand(T0), T0 - 26 * 3600
+    market = {"BTC": walk(1, 90_000, start, 2 * 1440), "XAU": walk(2, 4000, start, 2 * 1440, 2e-4)}
+    with (
+        small_disk(16_384) as root,
+        served(market, hand) as venues,
+        live_world(live_settings(root, venues, tuple(market)), hand, truth=market) as world,
+    ):
+        world.collector.backfill()
+        world.turn(2)
+        with trouble(root):
+            for _ in range(10):
+                world.turn()
+            unsaved = world.collector.unsaved()
+            assert set(unsaved) == {plan.scored.name for plan in world.plans.values()}
+            assert world.collector.failing() == {}
+        world.turn()
+        assert world.collector.unsaved() == {}
+        lost, lacking = world.kept.lost, world.lacking(market, T0 - DAY_S)
+        assert world.lies(market) == []
+        count(
+            "A live miner on a full or read-only disk answers on, and fetches after what it lacks",
+            cases=1,
+            answers_lost=len(lost),
+            bars_lost=len(lacking),
+        )
+        assert (lost, lacking) == ([], [])
 
 
 def test_folders_deleted_under_the_process_come_back(archive, model_dir, tmp_path):
