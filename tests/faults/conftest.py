@@ -5,6 +5,7 @@ pytest tests/faults --full      every case, as `make faults` runs it
 pytest tests/faults --table reliability.md    the table as a file, too
 """
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -48,9 +49,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         output[COUNTS] = tally.taken()
 
 
+def _left_out(terminalreporter: pytest.TerminalReporter) -> list[str]:
+    """Why tests of a full run were skipped, if any: their promises were not tried."""
+    reasons = Counter(str(entry.longrepr[2]) for entry in terminalreporter.stats.get("skipped", ()))
+    told = [f"NOT TRIED, {n} tests: {reason}" for reason, n in sorted(reasons.items())]
+    return ["", *told] if told else []
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what was tried and lost."""
+    """Print what was tried and lost, and what a full run had to leave out."""
     lines = tally.table()
+    if terminalreporter.config.getoption("--full"):
+        lines += _left_out(terminalreporter)
     file = terminalreporter.config.getoption("--table")
     if lines and file is not None:
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -219,7 +219,7 @@ def test_the_ledger_on_a_full_disk_goes_on_when_there_is_room():
         book.flush()
         after = len(book.pending("BTC", "hf", victims.START + 9 * DAY_S, 10_000))
         assert after == held + 1
-        count("A ledger on a full disk keeps what it had", cases=1, answers_lost=0)
+        count("A ledger on a full disk keeps what it had", cases=1)
 
 
 @pytest.mark.parametrize("code", REFUSALS, ids=[os.strerror(code) for code in REFUSALS])
