@@ -80,6 +80,7 @@ LATER_S: Final = 30
 # Of market time by the venues' clocks: a minute's candle is closed and settled there.
 COLLECT_OFFSET_S: Final = 3
 SCORE_OFFSET_S: Final = 30
+TRIM_OFFSET_S: Final = 50  # what the minute's bars needed is free again
 STOP_S: Final = 3  # for duties under way when the miner is told to stop
 
 log = logging.getLogger("miner")
@@ -222,6 +223,7 @@ class BackfillLog:
 
 def duties(miner: Miner, settings: Settings, retrainer: Retrainer) -> list[Duty]:
     """Everything that goes on beside answering, each on its own cadence."""
+    speed = market_speed(miner.clock)
     refresh = Duty("refresh", miner.refresh, every(REFRESH_S), after_s=REFRESH_AFTER_S)
     plan = [
         refresh,
@@ -234,7 +236,7 @@ def duties(miner: Miner, settings: Settings, retrainer: Retrainer) -> list[Duty]
             after_s=LATER_S,
         ),
         Duty("prune", lambda: miner.ledger.prune(miner.now()), every(PRUNE_S), after_s=LATER_S),
-        Duty("trim", miner.tidy, every(TRIM_S), after_s=TRIM_S),
+        Duty("trim", miner.tidy, each(miner.clock, TRIM_S * speed, offset_s=TRIM_OFFSET_S), TRIM_S),
         Duty(
             "review", lambda: review_sets(miner.engine, settings), every(REVIEW_S), after_s=REVIEW_S
         ),

@@ -22,7 +22,7 @@ from http_service import bind, server_for
 from ledger import KEPT_DAYS, PromptEntry
 from live_market import LiveMarket
 from loopback_venues import Fault, FaultRule, LoopbackVenues, serve_venues
-from miner import COLLECT_OFFSET_S, Miner, duties
+from miner import COLLECT_OFFSET_S, TRIM_OFFSET_S, TRIM_S, Miner, duties
 from model_store import publish_set
 from retraining import Retrainer
 from settings import Settings
@@ -319,6 +319,22 @@ def test_old_answers_are_let_go_and_free_memory_is_given_back(miner, settings, m
     clock[0] += SHARED_S + 1
     run("trim", miner, settings)
     assert trimmed == [1, 0]
+
+
+@pytest.mark.parametrize("speed", [1.0, 60.0])
+def test_memory_is_given_back_once_a_real_minute_when_the_minutes_work_is_done(
+    miner, settings, monkeypatch, speed
+):
+    wall = [0.0]
+    clock = RehearsalClock(start=NOW, origin=0.0, speed=speed, wall=lambda: wall[0])
+    monkeypatch.setattr(miner, "clock", clock)
+    plan = {duty.name: duty for duty in duties(miner, settings, Retrainer(miner.due, lambda _: ()))}
+    pauses = []
+    for _ in range(3):
+        pauses.append(plan["trim"].pause())
+        wall[0] += pauses[-1]
+        assert clock.now() % 60 == pytest.approx(TRIM_OFFSET_S)
+    assert pauses[1:] == pytest.approx([TRIM_S, TRIM_S])
 
 
 def test_a_new_set_is_reviewed(miner, settings, caplog):
