@@ -340,11 +340,14 @@ def test_no_duty_waits_longer_than_its_period_after_a_jump(jump_s):
 
     Who waited for the time of day would sleep for minutes after a day's jump back.
     """
-    wall, ran = Wall(), []
+    wall, ran, came = Wall(), [], []
     clock = RehearsalClock(start=NOON, origin=wall(), speed=FAST, wall=wall)
-    duty = Duty(
-        "minutely", lambda: ran.append(int(clock.now() - 2) // 60), each(clock, 60, offset_s=2)
-    )
+
+    def minutely():
+        ran.append(int(clock.now() - 2) // 60)
+        came.append(time.monotonic())
+
+    duty = Duty("minutely", minutely, each(clock, 60, offset_s=2))
     upkeep = Upkeep([duty])
     upkeep.start()
     try:
@@ -356,6 +359,8 @@ def test_no_duty_waits_longer_than_its_period_after_a_jump(jump_s):
         upkeep.stop(5)
     minutes = np.array(ran[before + 1 :])  # the first one's sleep began before the jump
     assert (np.diff(minutes) > 0).all()
+    if abs(jump_s) >= 3600:  # who slept for the time of day came an hour of the market later
+        assert max(np.diff(came)) < 3600 / FAST / 2
     count("A clock that jumps delays no duty by more than its period", cases=1)
 
 
