@@ -90,9 +90,9 @@ class BarStore:
         """Store candles; one that was stored before is corrected.
 
         `checked`: the time for which `bars` is all that the venue has. What this
-        returns for is on the disk. Raises: StateError if the disk refuses (days
-        before the failing one are kept), the stored day cannot be read, or the series
-        is of another feed; BusyError if another process keeps writing to it.
+        returns for is on the disk. Raises: StateError if the disk refuses or a stored day
+        cannot be read (all other days are kept), or the series is of another feed;
+        BusyError if another process keeps writing to it.
         """
         candles = bars if isinstance(bars, Candles) else _untraded(bars)
         series = _series_name(venue, asset, candles.bars.bar_s)
@@ -101,9 +101,14 @@ class BarStore:
         with locked(self._folder(series), "storing bars", wait_s=_LOCK_WAIT_S):
             touched = sorted(set(days))
             self._require_feed(series, candles.bars, touched)
-            done = [
-                self._append_day(series, day, _rows_of(candles, day), checked) for day in touched
-            ]
+            done, refusals = list[Stored](), list[StateError]()
+            for day in touched:
+                try:
+                    done.append(self._append_day(series, day, _rows_of(candles, day), checked))
+                except StateError as error:  # one day's file must not stop those after it
+                    refusals.append(error)
+        if refusals:
+            raise refusals[0]
         return Stored(sum(entry.new for entry in done), sum(entry.corrected for entry in done))
 
     def _append_day(self, series: str, day: int, new: Candles, checked: Span | None) -> Stored:

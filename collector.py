@@ -38,7 +38,7 @@ from errors import (
     StateError,
 )
 from feed_faults import FaultLog
-from feed_plans import FeedPlan, scored_at
+from feed_plans import FeedPlan, scored_at, venues_down
 from feed_seams import HOLE_S
 from feeds import Feed
 from level_changes import shares_level, sift_levels
@@ -129,6 +129,8 @@ class Collector:
         self._clock = clock
         self._days = days
         self._read_at: dict[Series, int] = {}
+        self._standing: dict[str, set[str]] = {}  # by asset: feeds that stand in for its own
+        self._visits = VenueVisits()
         self._doubts: dict[str, str] = {}
         self._doubts_lock = Lock()
         self._faults = faults or FaultLog()
@@ -151,7 +153,7 @@ class Collector:
         series = [entry for plan in plans for entry in scored_series(plan)]
         done = self._by_venue(series, bring_up)
         self._report(done, {entry.feed.name for entry in series})
-        down = self._down()
+        down = venues_down(self._plans, self.failing())
         stand_ins = [
             Series(plan.asset, feed, MINUTE_S)
             for plan in plans
@@ -160,20 +162,17 @@ class Collector:
             if feed.same_price and feed.venue not in down
         ]
         stood_in = self._by_venue(stand_ins, bring_up)
-        self._report(stood_in, {entry.feed.name for entry in stand_ins})
+        # Who stands in no longer is not asked again: what was said of it is over, too.
+        former = {name for plan in plans for name in self._standing.pop(plan.asset, ())}
+        for entry in stand_ins:
+            self._standing.setdefault(entry.asset, set()).add(entry.feed.name)
+        self._report(stood_in, former | {entry.feed.name for entry in stand_ins})
         done.add(stood_in)
-        asked = {entry.feed.name for entry in (*series, *stand_ins)}
+        asked = former | {entry.feed.name for entry in (*series, *stand_ins)}
         with self._doubts_lock:
             others = {name: why for name, why in self._doubts.items() if name not in asked}
             self._doubts = others | done.doubts
         return done
-
-    def _down(self) -> set[Venue]:
-        """Venues all of whose scored feeds failed when they were last asked."""
-        failing = self.failing()
-        scored = [plan.scored for plan in self._plans.values()]
-        up = {feed.venue for feed in scored if feed.name not in failing}
-        return {feed.venue for feed in scored} - up
 
     def _is_bare(self, plan: FeedPlan, failing: Collection[str], now: int) -> bool:
         """Whether the scored feed fails and no bar of it is stored."""
@@ -188,9 +187,17 @@ class Collector:
         first = series.oldest(now, min(self._days, REPAIR_S / DAY_S))
         missing = self._store.missing(*series.key, first, end)
         reread = max(series.oldest(now, self._days), end - self._reread_s(series, now))
+        refusals = []
         for start, until in _calls([*missing, (reread, end)]):
-            self._fetch(series, start, until, now, into)
+            try:
+                self._fetch(series, start, until, now, into)
+            except StateError as error:
+                refusals.append(error)
+        # Also with refusals: what is missing is asked for again anyhow, and a day that
+        # cannot be read would have two days fetched anew every minute.
         self._read_at[series] = now
+        if refusals:
+            raise refusals[0]
 
     def _reread_s(self, series: Series, now: int) -> int:
         """How far back to read again: the last bars, and with a new hour or day more."""
@@ -447,7 +454,7 @@ class Collector:
             return Collected()
         total = Collected()
         with ThreadPoolExecutor(len(groups), thread_name_prefix="collector") as pool:
-            futures = [pool.submit(_at_one_venue, group, work) for group in groups]
+            futures = [pool.submit(self._at_one_venue, group, work) for group in groups]
             try:
                 for future in futures:
                     total.add(future.result())
@@ -456,6 +463,20 @@ class Collector:
                     halt.set()
                 raise
         return total
+
+    def _at_one_venue(
+        self, group: Sequence[Series], work: Callable[[Series, Collected], None]
+    ) -> Collected:
+        done = Collected()
+
+        def work_on(one: Series) -> None:
+            try:
+                work(one, done)
+            except StateError as error:  # the feed has answered: it is our disk that fails
+                done.unsaved[one.feed.name] = str(error)
+
+        done.failures = self._visits.visit(group, lambda one: one.feed.name, work_on)
+        return done
 
     def _report(self, done: Collected, asked: Collection[str]) -> None:
         self._faults.report(_FAILING, done.failures, asked)
@@ -482,39 +503,39 @@ def scored_series(plan: FeedPlan) -> list[Series]:
     return [minutes, Series(plan.asset, plan.scored, FREQUENCIES[Frequency.LF].bar_s)]
 
 
-def _at_one_venue(group: Sequence[Series], work: Callable[[Series, Collected], None]) -> Collected:
-    done = Collected()
+class VenueVisits:
+    """Rounds of calls at venues. Safe between threads that visit other venues."""
 
-    def work_on(one: Series) -> None:
-        try:
-            work(one, done)
-        except StateError as error:  # the feed has answered: it is our disk that fails
-            done.unsaved[one.feed.name] = str(error)
+    def __init__(self) -> None:
+        self._failed: set[str] = set()  # feeds whose own last call failed
 
-    done.failures = visit_venue(group, lambda one: one.feed.name, work_on)
-    return done
+    def visit(
+        self, entries: Iterable[T], name_of: Callable[[T], str], call: Callable[[T], object]
+    ) -> dict[str, str]:
+        """Call for every entry in turn; returns the feeds that failed, each with its sentence.
 
-
-def visit_venue(
-    entries: Sequence[T], name_of: Callable[[T], str], call: Callable[[T], object]
-) -> dict[str, str]:
-    """Call for every entry in turn; returns the feeds that failed, each with its sentence.
-
-    An unreachable venue ends the round, and its sentence is that of all who have no
-    other; any other failure is its entry's own.
-    """
-    failures: dict[str, str] = {}
-    venue = VenueRound()
-    for entry in entries:
-        try:
-            call(entry)
-        except MinerError as error:
-            failures[name_of(entry)] = str(error)
-            if venue.is_down_after(error, name_of(entry)):
-                return {name_of(other): str(error) for other in entries} | failures
-        else:
-            venue.worked()
-    return failures
+        An unreachable venue ends the round, and its sentence is that of all who were not
+        asked; any other failure is its entry's own. Who failed comes last the next time,
+        so that one symbol that hangs, or two that a venue has lost, starve no other.
+        """
+        order = sorted(entries, key=lambda entry: name_of(entry) in self._failed)
+        failures: dict[str, str] = {}
+        venue = VenueRound()
+        for number, entry in enumerate(order):
+            name = name_of(entry)
+            try:
+                call(entry)
+            except MinerError as error:
+                failures[name] = str(error)
+                self._failed.add(name)
+                if venue.is_down_after(error, name):
+                    unasked = {name_of(other): str(error) for other in order[number + 1 :]}
+                    return unasked | failures
+            else:
+                venue.worked()
+                if name not in failures:
+                    self._failed.discard(name)
+        return failures
 
 
 @dataclass(slots=True)

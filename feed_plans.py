@@ -54,6 +54,13 @@ def scored_at(
     return tuple(plan for plan in plans.values() if venues is None or plan.scored.venue in venues)
 
 
+def venues_down(plans: Mapping[str, FeedPlan], failing: Collection[str]) -> set[Venue]:
+    """Venues all of whose scored feeds are among the failing ones."""
+    scored = [plan.scored for plan in plans.values()]
+    up = {feed.venue for feed in scored if feed.name not in failing}
+    return {feed.venue for feed in scored} - up
+
+
 # ---------------------------------------------------------------- hosts of the feeds
 
 

@@ -21,11 +21,11 @@ import numpy as np
 
 from bar_cleaning import is_other_level
 from clock import Clock
-from collector import visit_venue
+from collector import VenueVisits
 from config import ANCHOR_MAX_AGE_S, DAY_S, FeedSymbol, MarketHours, Venue, asset_spec
 from domain import PriceQuote
 from feed_faults import FaultLog
-from feed_plans import FeedPlan, scored_at
+from feed_plans import FeedPlan, scored_at, venues_down
 from feeds import Feed
 from seasonality import is_closed, new_york_seconds
 
@@ -274,6 +274,7 @@ class PricePoller:
         self._clock = clock
         self._max_age_s = max_age_s
         self._faults = faults or FaultLog()
+        self._visits = VenueVisits()
 
     def poll(self, venues: Collection[Venue] | None = None) -> None:
         """One round: the feeds scored at the venues (all), then others where they are needed.
@@ -286,9 +287,7 @@ class PricePoller:
         plans = scored_at(self._plans, venues)
         asked = [(plan.asset, plan.scored) for plan in plans]
         self._report(self._ask(asked), asked)
-        failing = self.failing()
-        scored = [plan.scored for plan in self._plans.values()]
-        down = {feed.venue for feed in scored if feed.name in failing}
+        down = venues_down(self._plans, self.failing())
         others = [
             (plan.asset, feed)
             for plan in plans
@@ -330,4 +329,4 @@ class PricePoller:
             asset, feed = entry
             self._board.post(asset, self._feeds[feed.venue].price(feed.symbol))
 
-        return visit_venue(wanted, lambda entry: entry[1].name, post)
+        return self._visits.visit(wanted, lambda entry: entry[1].name, post)

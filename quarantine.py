@@ -37,9 +37,14 @@ class Quarantine:
 
         Raises: StateError if the disk refuses.
         """
+        rows = list(rows)
+        if not rows:
+            return 0
         path = self.path(feed, asset, bar_s)
         with self._lock:
-            seen = self._seen.setdefault(path, _read_keys(path))
+            if path not in self._seen:
+                self._seen[path] = _read_keys(path)
+            seen = self._seen[path]
             new = [row for row in rows if (row.ts, row.reason) not in seen]
             if not new:
                 return 0

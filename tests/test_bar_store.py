@@ -228,7 +228,7 @@ def test_a_day_of_another_feed_is_set_aside(tmp_path, caplog):
     assert "pyth:BTC" in caplog.text
 
 
-def test_days_before_a_full_disk_are_kept(tmp_path, monkeypatch):
+def test_a_day_that_the_disk_refuses_stops_no_other(tmp_path, monkeypatch):
     store, bars, rename = BarStore(tmp_path), some_bars(range(4320)), os.replace
     calls = []
 
@@ -242,7 +242,8 @@ def test_days_before_a_full_disk_are_kept(tmp_path, monkeypatch):
     with pytest.raises(StateError, match="free some disk space"):
         store.append("binance", "BTC", bars)
     monkeypatch.undo()
-    assert_same_bars(store.load("binance", "BTC", 60), some_bars(range(1440)))
+    kept = [*range(1440), *range(2880, 4320)]
+    assert_same_bars(store.load("binance", "BTC", 60), some_bars(kept))
 
 
 # ---------------------------------------------------------------- how bars were traded

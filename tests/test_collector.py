@@ -25,7 +25,15 @@ from collector import (
 from config import DAY_S, VENUE_BARS_KEPT, Frequency, Venue
 from data_fetcher import LiveSource
 from domain import Bars, PriceQuote
-from errors import CountryBlocked, FeedFailed, FeedRefused, FeedUnreachable, StateError
+from errors import (
+    CountryBlocked,
+    FeedFailed,
+    FeedRefused,
+    FeedTimeout,
+    FeedUnreachable,
+    StateError,
+    UnreadableState,
+)
 from feed_plans import feed_plans
 from feeds import open_feeds
 from level_changes import LASTING_S
@@ -764,6 +772,78 @@ def test_a_disk_that_refuses_is_no_feed_that_fails(tmp_path, monkeypatch, caplog
     assert world.closes("BTC")
     told = [line.getMessage() for line in caplog.records]
     assert told == ["bars not stored", "bars are stored again"]
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"xyz:GOLD": FeedTimeout("no answer.")},
+        {"xyz:GOLD": FeedFailed("HTTP 500."), "xyz:CL": FeedFailed("HTTP 500.")},
+        {"xyz:SP500": FeedFailed("HTTP 500."), "xyz:CL": FeedFailed("HTTP 500.")},
+    ],
+    ids=["one hangs", "the first two are lost", "the last two are lost"],
+)
+def test_symbols_that_fail_starve_no_other_of_their_venue(tmp_path, faults):
+    world = World(tmp_path, "HYPE", "XAU", "WTIOIL", "SP500", days=1.0)
+    world.feeds[Venue.HYPERLIQUID].failing_symbols.update(faults)
+    for _ in range(3):
+        world.collector.collect()
+        world.clock.time += 60
+    lost = {f"hyperliquid:{symbol}" for symbol in faults}
+    assert set(world.collector.failing()) == lost
+    for asset, plan in world.plans.items():
+        assert bool(world.closes(asset, "hyperliquid")) == (plan.scored.name not in lost)
+    world.feeds[Venue.HYPERLIQUID].failing_symbols.clear()
+    world.collector.collect()
+    assert world.collector.failing() == {}
+
+
+def test_what_was_said_of_a_feed_that_stood_in_ends_with_its_standing_in(tmp_path, monkeypatch):
+    world = World(tmp_path, "BTC", days=1.0)
+    binance, pyth = world.feeds[Venue.BINANCE], world.feeds[Venue.PYTH]
+    binance.failure = FeedUnreachable("no connection.")
+    pyth.failure = FeedRefused("no such symbol.")
+    world.collector.collect()
+    assert set(world.collector.failing()) == {"binance:BTCUSDT", "pyth:Crypto.BTC/USD"}
+    pyth.failure = None
+    append = world.collector._store.append
+
+    def refuse_pyth(venue, *args, **more):
+        if venue == "pyth":
+            raise StateError("no room.")
+        return append(venue, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.collector._store, "append", refuse_pyth)
+        world.collector.collect()
+        assert set(world.collector.unsaved()) == {"pyth:Crypto.BTC/USD"}
+    binance.failure = None
+    world.collector.collect()
+    assert world.collector.failing() == world.collector.unsaved() == {}
+
+
+def test_a_day_that_cannot_be_read_stops_no_bar_of_another(tmp_path, monkeypatch):
+    """Yesterday's file, from the next midnight on."""
+    world = World(tmp_path, "BTC", days=3.0)
+    world.collector.backfill()
+    store, midnight = world.collector._store, (NOW // DAY_S + 1) * DAY_S
+    world.clock.time = midnight - 60
+    world.collector.collect()
+    read = store._load_day
+
+    def refuse_yesterday(series, day, bar_s):
+        if day == midnight // DAY_S - 1:
+            raise UnreadableState("it cannot be read; mend the disk.")
+        return read(series, day, bar_s)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_load_day", refuse_yesterday)
+        for minute in range(1, 4):
+            world.clock.time = midnight + 60 * minute
+            world.asked()
+            world.collector.collect()
+        assert max(world.closes()) == midnight + 120
+        assert world.asked() <= 2 * LATE_REREAD_S  # and not two days every minute
 
 
 def test_a_feed_that_a_backfill_finds_well_again_is_not_called_failing(tmp_path):

@@ -312,10 +312,11 @@ def test_a_quote_from_the_future_blocks_no_later_one():
 
 def test_an_unreachable_venue_is_asked_once_a_round_and_named_once(caplog):
     turn = Round("XAU", "SP500", "BTC")
-    turn.feeds[Venue.HYPERLIQUID].prices["xyz:GOLD"] = FeedUnreachable("it is away; wait.")
+    away = dict.fromkeys(("xyz:GOLD", "xyz:SP500"), FeedUnreachable("it is away; wait."))
+    turn.feeds[Venue.HYPERLIQUID].prices |= away
     for _ in range(3):
         asked = turn.poll()
-        assert asked["hyperliquid"] == ["xyz:GOLD"]
+        assert len(asked["hyperliquid"]) == 1
         assert asked["binance"] == ["BTCUSDT", "PAXGUSDT"]
         turn.clock.time += 20
     assert set(turn.poller.failing()) == {"hyperliquid:xyz:GOLD", "hyperliquid:xyz:SP500"}
@@ -323,6 +324,15 @@ def test_an_unreachable_venue_is_asked_once_a_round_and_named_once(caplog):
     turn.feeds[Venue.HYPERLIQUID].prices.clear()
     turn.poll()
     assert turn.poller.failing() == {}
+
+
+def test_a_symbol_that_a_venue_refuses_bars_it_not_as_a_second_source():
+    turn = Round("XAU", "XRP", "BTC")
+    turn.feeds[Venue.BINANCE].prices["XRPUSDT"] = FeedRefused("no such symbol; do without.")
+    for venue in (Venue.HYPERLIQUID, Venue.PYTH):
+        turn.feeds[venue].age = ANCHOR_MAX_AGE_S + 1
+    turn.poll()
+    assert "PAXGUSDT" in turn.poll()["binance"]
 
 
 def test_a_refused_symbol_does_not_stop_the_venues_others():
