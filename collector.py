@@ -480,7 +480,8 @@ class Collector:
 
     def _report(self, done: Collected, asked: Collection[str]) -> None:
         self._faults.report(_FAILING, done.failures, asked)
-        self._faults.report(_UNSAVED, done.unsaved, asked, over="bars are stored again")
+        gave = [name for name in asked if name not in done.failures]  # the disk was tried
+        self._faults.report(_UNSAVED, done.unsaved, gave, over="bars are stored again")
 
     def failing(self) -> dict[str, str]:
         """Feeds whose last call failed, each with its sentence."""

@@ -160,7 +160,11 @@ def _gather(
         first = spans[0].first
         sieve.drop((sieve.ts < first) | (sieve.ts >= end), "outside of the asked time")
         known_by = now if pages[-1].date is None else pages[-1].date
-        sieve.forget(sieve.ts + bar_s > known_by)  # forming by the venue's clock, which is right
+        forming = sieve.ts + bar_s > known_by
+        # The newest may well form by the venue's clock, which is right; a clock that is off
+        # by more would have closed ones pass for such, and their time for empty.
+        sieve.forget(forming & (sieve.ts > now - LAGGING_S))
+        sieve.drop(sieve.ts + bar_s > known_by, "still forming by the venue's clock")
     candles = sieve.candles(bar_s=bar_s, feed=feed.name).between(start, None)
     context = range(spans[0].first, start) if spans else range(0)
     return candles, tuple(row for row in sieve.set_aside if row.ts not in context)

@@ -734,7 +734,7 @@ def _keep_state(market: _Market, state: MarketState) -> None:
     """Keep the newest state, and at most two a day of older moments for replays."""
     earlier = [kept for kept in market.states if kept.until < state.until]
     later = [kept for kept in market.states if kept.until > state.until]
-    if later and later[0].until - state.until < STATE_SPACING_S:
+    if len(later) > 1 and later[1].until - state.until < STATE_SPACING_S:
         return  # replays of ever earlier moments would each leave one
     while len(earlier) > 1 and state.until - earlier[-2].until < STATE_SPACING_S:
         earlier.pop()

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final
@@ -79,6 +80,7 @@ BACKFILL_AFTER_S: Final = 5
 LATER_S: Final = 30
 # Of market time by the venues' clocks: a minute's candle is closed and settled there.
 COLLECT_OFFSET_S: Final = 3
+OFFSET_JITTER_S: Final = 2  # to which our clock's distance from the venues' is known, rather less
 SCORE_OFFSET_S: Final = 30
 TRIM_OFFSET_S: Final = 50  # what the minute's bars needed is free again
 STOP_S: Final = 3  # for duties under way when the miner is told to stop
@@ -258,8 +260,14 @@ def duties(miner: Miner, settings: Settings, retrainer: Retrainer) -> list[Duty]
 
 def _venue_duties(venue: Venue, market: LiveMarket, clock: Clock, refresh: Duty) -> list[Duty]:
     """What is asked of one venue; a slow one keeps no other's bars and prices waiting."""
+    speed, collected = market_speed(clock), -inf
+
+    def offset_s() -> float:
+        return COLLECT_OFFSET_S + max(0.0, market.clock_offset_s() or 0.0) * speed
 
     def collect() -> None:
+        nonlocal collected
+        collected = (clock.now() - offset_s() + OFFSET_JITTER_S) // 60
         market.collect([venue])
         refresh.wake()  # so that a view of the new bar is ready before it is asked for
 
@@ -267,12 +275,16 @@ def _venue_duties(venue: Venue, market: LiveMarket, clock: Clock, refresh: Duty)
         market.poll([venue])
 
     def until_the_next_candle() -> float:
-        ahead_s = max(0.0, market.clock_offset_s() or 0.0) * market_speed(clock)
-        return each(clock, 60, offset_s=COLLECT_OFFSET_S + ahead_s)()
+        now, offset = clock.now(), offset_s()
+        pause_s = each(clock, 60, offset_s=offset)()
+        # Our clock's distance is known to some tenths of a second only: the minute that was
+        # just collected may seem to lie ahead again.
+        is_done = round((now + pause_s * speed - offset) / 60) <= collected
+        return pause_s + 60 / speed if is_done else pause_s
 
     return [
         Duty(f"collect {venue}", collect, until_the_next_candle),
-        Duty(f"quotes {venue}", quotes, every(QUOTES_S / market_speed(clock))),
+        Duty(f"quotes {venue}", quotes, every(QUOTES_S / speed)),
     ]
 
 

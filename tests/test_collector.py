@@ -749,6 +749,21 @@ def test_venues_that_are_asked_one_by_one_keep_their_own_failures_and_doubts(tmp
     assert len(world.collector.doubts()) == 1
 
 
+def test_a_feed_that_fails_says_nothing_of_the_disk(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    world = World(tmp_path, "HYPE", days=1.0)
+
+    def refuse(*_args, **_more):
+        raise StateError("no room.")
+
+    monkeypatch.setattr(world.collector._store, "append", refuse)
+    for failure in (None, FeedUnreachable("no connection."), None):
+        world.feeds[Venue.HYPERLIQUID].failure = failure
+        world.collector.collect()
+        assert set(world.collector.unsaved()) >= {"hyperliquid:@107"}
+    assert "stored again" not in [line.getMessage() for line in caplog.records]
+
+
 def test_a_disk_that_refuses_is_no_feed_that_fails(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
     world = World(tmp_path, "BTC", "ETH", days=1.0)

@@ -200,6 +200,15 @@ def test_the_candle_that_still_forms_is_never_given(feeds, venue, clock):
 
 
 @pytest.mark.parametrize("venue", VENUES)
+def test_a_venues_clock_that_is_far_behind_makes_no_closed_candle_vanish(feeds, venue, clock):
+    """What it would have us leave out is set aside, so that its time is asked for again."""
+    clock.ts = NOW + 6 * 3600
+    candles, set_aside = fetch(feeds, venue, N - 10, N + 30)
+    assert_are(candles, slice(N - 10, N - 1))
+    assert {row.reason for row in set_aside} == {"still forming by the venue's clock"}
+
+
+@pytest.mark.parametrize("venue", VENUES)
 def test_a_clock_of_ours_that_is_behind_hides_what_it_does_not_know(feeds, venue, clock):
     clock.ts = ts(N - 5) + 59
     candles, _ = fetch(feeds, venue, N - 10, N)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
+import numpy as np
 import pytest
 
 from answer_desk import SHARED_S, Caller
@@ -190,6 +191,26 @@ def test_candles_are_asked_for_once_they_have_closed_by_the_venues_clock(tmp_pat
         pause = world.plan["collect binance"].pause()
         clock = theirs if ahead_s > 0 else ours  # what we do not know of is not asked for
         assert (clock.now() + pause) % 60 == pytest.approx(COLLECT_OFFSET_S, abs=1.5)
+
+
+def test_a_minute_that_was_collected_is_not_collected_again_for_a_tenth_of_a_second(
+    tmp_path, monkeypatch
+):
+    """Where our clock's distance seems larger after the run than it did before it."""
+    clock = RehearsalClock(start=NOW + 58, origin=0.0, speed=1.0, wall=lambda: wall[0])
+    wall, ahead, ran = [0.0], [0.3], []
+    with live(tmp_path, {"BTC": minutes()}, "BTC") as world:
+        monkeypatch.setattr(world.miner, "clock", clock)
+        monkeypatch.setattr(LiveMarket, "clock_offset_s", lambda _self: ahead[0])
+        monkeypatch.setattr(LiveMarket, "collect", lambda _self, _venues: ran.append(clock.now()))
+        plan = duties(world.miner, Settings(), Retrainer(world.miner.due, lambda _: ()))
+        (duty,) = (duty for duty in plan if duty.name == "collect binance")
+        for distance in (0.3, 0.7, 0.2, 0.9, 0.4, 0.9):
+            duty.run()
+            ahead[0], wall[0] = distance, wall[0] + 0.05
+            wall[0] += duty.pause()
+    assert len({int(at) // 60 for at in ran}) == len(ran)
+    assert np.diff(ran) == pytest.approx([5, 60, 60, 60, 60], abs=1)
 
 
 def test_the_duties_of_a_live_miner_bring_its_bars_and_prices(tmp_path):
