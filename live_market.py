@@ -29,6 +29,7 @@ from price_board import PriceBoard, PricePoller
 from quarantine import Quarantine
 from settings import Settings
 
+PATIENT_ROUNDS: Final = 10  # of back-fills in which a scored feed failed
 CLOCK_OFF_S: Final = 5.0  # by how much our clock may be off; from 10 s on callers may be refused
 
 
@@ -44,6 +45,7 @@ class LiveMarket:
     _clock: Clock
     _stop: Event
     has_past: bool = False  # whether the past was fetched as far as feeds would give it
+    _failed_rounds: int = 0  # of back-fills, in a row
 
     @classmethod
     def open(
@@ -93,10 +95,21 @@ class LiveMarket:
         return self.collector.collect(venues)
 
     def backfill(self, progress: Progress = lambda _done, _total, _what: None) -> Collected:
-        """Fetch what is missing of the past; `has_past` after a round that was not cut short."""
+        """Fetch what is missing of the past; `has_past` after a round that was not cut short.
+
+        A round in which a scored feed failed is cut short, too, and worth another soon;
+        but no feed that stays away keeps the others from being learnt from.
+        """
         done = self.collector.backfill(progress=progress, stop=self._stop)
-        self.has_past = self.has_past or not self._stop.is_set()
+        if not self._stop.is_set():
+            failed = any(plan.scored.name in done.failures for plan in self._plans.values())
+            self._failed_rounds = self._failed_rounds + 1 if failed else 0
+            self.has_past = self.has_past or not self.awaits_past()
         return done
+
+    def awaits_past(self) -> bool:
+        """Whether the next back-fill may soon give what the last one could not."""
+        return 0 < self._failed_rounds <= PATIENT_ROUNDS
 
     def require_scored(self, done: Collected) -> None:
         """Insist that the scored feeds gave what they were asked for.

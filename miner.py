@@ -70,6 +70,7 @@ CHECKPOINT_S: Final = 60
 # Nine prices of Hyperliquid weigh 198 of its 1200 a minute, and its candles 380.
 QUOTES_S: Final = 30
 BACKFILL_S: Final = 3600
+BACKFILL_AGAIN_S: Final = 60  # after one that a failing feed cut short
 REVIEW_S: Final = 1800
 PRUNE_S: Final = 3600
 PROGRESS_S: Final = 60  # between two lines about a back-fill
@@ -251,7 +252,7 @@ def duties(miner: Miner, settings: Settings, retrainer: Retrainer) -> list[Duty]
             Duty(
                 "backfill",
                 lambda: market.backfill(BackfillLog()),
-                every(BACKFILL_S),
+                lambda: BACKFILL_AGAIN_S if market.awaits_past() else BACKFILL_S,
                 after_s=BACKFILL_AFTER_S,
             ),
         ]

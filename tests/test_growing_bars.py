@@ -40,6 +40,13 @@ def assert_same(bars, expected):
         assert (bars.bar_s, bars.feed) == (expected.bar_s, expected.feed)
 
 
+def renewed(grown, since, tail, *, start):
+    """What it holds then, which is something."""
+    bars = grown.renew(since, tail, start=start)
+    assert bars is not None
+    return bars
+
+
 steps = st.lists(
     st.tuples(
         st.integers(-30, 5),  # from where on, after the last bar
@@ -73,22 +80,22 @@ def test_it_holds_what_was_put_together_and_never_changes_what_it_gave(first, st
 
 def test_a_day_of_minutes_comes_without_a_copy():
     grown = GrowingBars()
-    block = grown.renew(START, minutes(0, 5000), start=START).close.base
+    block = renewed(grown, START, minutes(0, 5000), start=START).close.base
     for n in range(5000, 5000 + DAY_S // 60):
         since = START + 60 * (n - 100)  # as a day's file, read again with one more
-        bars = grown.renew(since, minutes(n - 100, 101), start=START)
+        bars = renewed(grown, since, minutes(n - 100, 101), start=START)
         assert bars.close.base is block
         assert len(bars) == n + 1
-    assert grown.renew(bars.end_ts, minutes(len(bars), 1), start=START).close.base is not block
+    assert renewed(grown, bars.end_ts, minutes(len(bars), 1), start=START).close.base is not block
 
 
 @pytest.mark.parametrize("name", COLUMNS[1:])
 def test_a_correction_of_any_column_is_a_new_block(name):
     grown = GrowingBars()
-    before = grown.renew(START, minutes(0, 10), start=START)
+    before = renewed(grown, START, minutes(0, 10), start=START)
     changed = np.array(getattr(before, name))
     changed[7] = 7.0
-    after = grown.renew(START, replace(before, **{name: changed}), start=START)
+    after = renewed(grown, START, replace(before, **{name: changed}), start=START)
     assert getattr(after, name)[7] == 7.0
     assert getattr(before, name)[7] != 7.0
 
@@ -99,6 +106,6 @@ def test_what_left_the_window_is_forgotten_with_the_next_block():
         for hour in range(24):
             since = day * 1440 + 60 * hour
             start = START + DAY_S * max(0, day - 3)
-            bars = grown.renew(START + 60 * since, minutes(since, 60), start=start)
+            bars = renewed(grown, START + 60 * since, minutes(since, 60), start=start)
     assert len(bars) == 4 * 1440
     assert bars.close.base.shape[1] <= 6 * 1440

@@ -11,7 +11,7 @@ from data_fetcher import LiveSource
 from domain import Bars
 from errors import StateError
 from feed_plans import FeedHost
-from live_market import LiveMarket
+from live_market import PATIENT_ROUNDS, LiveMarket
 from loopback_venues import Fault, FaultRule, serve_venues
 from settings import Settings
 
@@ -67,6 +67,31 @@ def test_a_right_clock_is_no_warning_whatever_one_venues_cache_says(tmp_path):
         offset_s, warnings = told_of_the_clock(tmp_path, 0, *faults)
         assert offset_s == pytest.approx(0, abs=1.5)
         assert warnings == []
+
+
+def test_a_back_fill_that_a_feed_cuts_short_is_awaited_but_not_for_ever(tmp_path):
+    clock = RehearsalClock(start=NOW, origin=time.time(), speed=60.0)
+    with serve_venues({"BTC": minutes(), "XAU": minutes()}, clock) as venues:
+        settings = Settings(
+            state_dir=tmp_path / "state",
+            served_assets=("BTC", "XAU"),
+            rehearsal=str(clock),
+            days=1,
+            **venues.urls,
+        )
+        with LiveMarket.open(settings, LiveSource(settings, clock)) as market:
+            venues.faults.add(FaultRule(fault=Fault.BLOCKED, host=FeedHost.BINANCE))
+            told = []
+            for _ in range(PATIENT_ROUNDS + 1):
+                market.backfill()
+                told.append((market.awaits_past(), market.has_past))
+            assert told == [(True, False)] * PATIENT_ROUNDS + [(False, True)]
+            venues.faults.clear()
+            market.backfill()
+            assert not market.awaits_past()
+        with LiveMarket.open(settings, LiveSource(settings, clock)) as market:
+            market.backfill()
+            assert market.has_past
 
 
 def test_bars_that_the_disk_refuses_are_told_and_insisted_on(tmp_path, monkeypatch):

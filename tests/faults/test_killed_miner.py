@@ -83,6 +83,7 @@ def on_disk(settings):
     file = f"file:{settings.state_dir / LEDGER_FILE}?mode=ro"
     with closing(sqlite3.connect(file, uri=True)) as book:
         (records,) = book.execute("SELECT count(*) FROM prompts").fetchone()
+    assert bars is not None
     return set(bars.open_ts.tolist()), records
 
 
@@ -90,7 +91,7 @@ def checkpoints(settings):
     """The newest moment that a state on the disk stands at."""
     store = StateStore(settings.state_dir)
     documents = [store.load(STATE_KIND, f"venue/BTC_{f.value}", STATE_SCHEMA) for f in Frequency]
-    return max(document["states"][-1]["until"] for document in documents)
+    return max(document["states"][-1]["until"] for document in documents if document)
 
 
 def live_and_die(script, flags, settings, dice):
