@@ -247,6 +247,7 @@ class HostClient:
         in_force = replace(self._limit, window_s=self._limit.window_s / speed)
         self._bucket = TokenBucket(in_force, sleep=sleep)
         self._session = _session()
+        self._closed = threading.Event()
         # When (monotonic), and the host's clock less ours.
         self._offsets: deque[tuple[float, float]] = deque(maxlen=CLOCK_ANSWERS)
 
@@ -280,7 +281,8 @@ class HostClient:
         return self._now() + median(recent) if recent else None
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; what is asked from now on is refused at once."""
+        self._closed.set()
         self._session.close()
 
     def _repeat(self, call: _Call) -> HttpAnswer:
@@ -309,6 +311,8 @@ class HostClient:
         self._sleep(seconds)
 
     def _attempt(self, call: _Call) -> HttpAnswer:
+        if self._closed.is_set():  # a stop must not wait for further attempts
+            raise FeedRefused(f"{self.place} is not asked any more: the miner stops.")
         try:
             self._bucket.take(call.weight, patience_s=call.policy.budget_s)
         except RateLimited as error:

@@ -79,12 +79,12 @@ class LiveMarket:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
-        for feed in self._feeds.values():
-            feed.close()
 
     def stop(self) -> None:
-        """End waits and the back-fill under way."""
+        """End waits and the back-fill under way; whatever is asked from now on is refused."""
         self._stop.set()
+        for feed in self._feeds.values():
+            feed.close()
 
     def venues(self) -> tuple[Venue, ...]:
         """Where the feeds that are scored trade."""

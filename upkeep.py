@@ -85,19 +85,26 @@ class Upkeep:
         if duty.after_s:
             duty.sleep(duty.after_s)
         while not self._stopping.is_set():
-            went_well = attempt(duty)
+            went_well = attempt(duty, is_over=self._stopping.is_set)
             if not self._stopping.is_set():
                 duty.sleep(duty.pause() if went_well else max(duty.pause(), FAILED_PAUSE_S))
 
 
-def attempt(duty: Duty) -> bool:
-    """Do it once; whether it went well. Never raises."""
+def attempt(duty: Duty, *, is_over: Callable[[], bool] = lambda: False) -> bool:
+    """Do it once; whether it went well. Never raises.
+
+    What fails when all `is_over` was cut off by the end of the process, and is no fault:
+    an interpreter that shuts down starts no more threads.
+    """
     try:
         duty.run()
     except MinerError as error:
         log.warning("duty failed", extra={"duty": duty.name, "reason": str(error)})
     except Exception:
-        log.exception("duty failed", extra={"duty": duty.name})
+        if is_over():
+            log.info("duty cut off", extra={"duty": duty.name})
+        else:
+            log.exception("duty failed", extra={"duty": duty.name})
     else:
         return True
     return False

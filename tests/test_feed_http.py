@@ -99,6 +99,15 @@ def client(venues: LoopbackVenues, slept: list[float]) -> Iterator[HostClient]:
     client.close()
 
 
+def test_a_closed_client_asks_nobody(client, venues):
+    ask(client)
+    client.close()
+    before = len(venues.asked)
+    with pytest.raises(FeedRefused, match="the miner stops"):
+        ask(client)
+    assert len(venues.asked) == before
+
+
 def ask(client, policy=POLICY):
     return client.get("api/v3/ticker/price", {"symbol": "BTCUSDT"}, weight=2, policy=policy)
 

@@ -3,9 +3,11 @@
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import miner
 from config import Frequency
 from data_fetcher import open_source
 from domain import ForecastRequest
+from feed_plans import FeedHost
 from http_service import bind
 from settings import Settings
 from state_store import folder_mark
@@ -180,6 +183,22 @@ def test_a_terminated_miner_ends_well_and_the_next_one_answers_the_same(folders)
         assert process.wait(STOP_LIMIT_S) == 0
     with running("--source", "simulated", *folders) as (_process, url, _lines):
         assert ask(url).content == hour.content
+
+
+def test_a_miner_whose_venues_never_answer_ends_in_time_too(tmp_path):
+    """SIGTERM while every call hangs: the attempts under way end, and no other begins."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as mute:
+        url = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        hosts = "".join(f'{host.value}_url = "{url}"\n' for host in FeedHost)
+        (tmp_path / "miner.toml").write_text(hosts + 'served_assets = ["BTC", "HYPE"]\n')
+        folders = ("--state-dir", str(tmp_path / "s"), "--model-dir", str(tmp_path / "m"))
+        config = ("--config", str(tmp_path / "miner.toml"), "--source", "venue")
+        with running(*config, *folders) as (process, _url, lines):
+            wait_for(lambda: any("event=loaded" in line for line in lines))
+            time.sleep(1)  # calls of every duty are under way
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(STOP_LIMIT_S) == 0
+    assert not any("Traceback" in line for line in lines)
 
 
 def test_an_interrupted_miner_ends_well_and_takes_its_training_along(folders):

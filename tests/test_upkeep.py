@@ -9,7 +9,7 @@ import pytest
 from clock import RehearsalClock
 from errors import SourceUnavailable
 from tests.waiting import PATIENCE_S, wait_for
-from upkeep import Duty, Upkeep, each, every
+from upkeep import Duty, Upkeep, attempt, each, every
 
 
 @contextmanager
@@ -102,3 +102,15 @@ def test_duties_keep_their_own_pace_and_can_be_woken():
 def test_a_duty_of_the_market_keeps_to_the_markets_clock(now, speed, expected):
     clock = RehearsalClock(start=now, origin=0.0, speed=speed, wall=lambda: 0.0)
     assert each(clock, 60, offset_s=3)() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("over", "told"), [(False, "duty failed"), (True, "duty cut off")])
+def test_what_the_end_cuts_off_is_no_fault(caplog, over, told):
+    caplog.set_level("INFO")
+
+    def fail():
+        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    assert not attempt(Duty("collect", fail, every(60)), is_over=lambda: over)
+    (line,) = caplog.records
+    assert (line.getMessage(), line.exc_info is None) == (told, over)
