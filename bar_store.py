@@ -31,7 +31,7 @@ from domain import Bars, Candles, FloatArray, IntArray
 from errors import StateError, UnreadableState
 from feed_plans import known_feed
 from spans import Span, clip_spans, empty_slots, merge_spans, subtract_spans
-from state_store import StateStore, locked, require_plain, unlisted
+from state_store import StateStore, go_through, locked, require_plain, unlisted
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -101,14 +101,10 @@ class BarStore:
         with locked(self._folder(series), "storing bars", wait_s=_LOCK_WAIT_S):
             touched = sorted(set(days))
             self._require_feed(series, candles.bars, touched)
-            done, refusals = list[Stored](), list[StateError]()
-            for day in touched:
-                try:
-                    done.append(self._append_day(series, day, _rows_of(candles, day), checked))
-                except StateError as error:  # one day's file must not stop those after it
-                    refusals.append(error)
-        if refusals:
-            raise refusals[0]
+            # One day's file must not stop those after it.
+            done = go_through(
+                lambda day: self._append_day(series, day, _rows_of(candles, day), checked), touched
+            )
         return Stored(sum(entry.new for entry in done), sum(entry.corrected for entry in done))
 
     def _append_day(self, series: str, day: int, new: Candles, checked: Span | None) -> Stored:

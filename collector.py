@@ -44,6 +44,7 @@ from feeds import Feed
 from level_changes import shares_level, sift_levels
 from quarantine import Quarantine
 from spans import Span, clip_spans, merge_spans, subtract_spans
+from state_store import go_through
 
 T = TypeVar("T")
 
@@ -162,17 +163,24 @@ class Collector:
             if feed.same_price and feed.venue not in down
         ]
         stood_in = self._by_venue(stand_ins, bring_up)
-        # Who stands in no longer is not asked again: what was said of it is over, too.
-        former = {name for plan in plans for name in self._standing.pop(plan.asset, ())}
-        for entry in stand_ins:
-            self._standing.setdefault(entry.asset, set()).add(entry.feed.name)
-        self._report(stood_in, former | {entry.feed.name for entry in stand_ins})
+        standing = self._change_stand_ins(plans, stand_ins)
+        self._report(stood_in, standing)
         done.add(stood_in)
-        asked = former | {entry.feed.name for entry in (*series, *stand_ins)}
+        asked = standing | {entry.feed.name for entry in series}
         with self._doubts_lock:
             others = {name: why for name, why in self._doubts.items() if name not in asked}
             self._doubts = others | done.doubts
         return done
+
+    def _change_stand_ins(self, plans: Iterable[FeedPlan], now: Sequence[Series]) -> set[str]:
+        """Who stands in for feeds of the plans now, or did before.
+
+        Who does so no longer is not asked again: what was said of it is over, too.
+        """
+        former = {name for plan in plans for name in self._standing.pop(plan.asset, ())}
+        for entry in now:
+            self._standing.setdefault(entry.asset, set()).add(entry.feed.name)
+        return former | {entry.feed.name for entry in now}
 
     def _is_bare(self, plan: FeedPlan, failing: Collection[str], now: int) -> bool:
         """Whether the scored feed fails and no bar of it is stored."""
@@ -187,17 +195,15 @@ class Collector:
         first = series.oldest(now, min(self._days, REPAIR_S / DAY_S))
         missing = self._store.missing(*series.key, first, end)
         reread = max(series.oldest(now, self._days), end - self._reread_s(series, now))
-        refusals = []
-        for start, until in _calls([*missing, (reread, end)]):
-            try:
-                self._fetch(series, start, until, now, into)
-            except StateError as error:
-                refusals.append(error)
-        # Also with refusals: what is missing is asked for again anyhow, and a day that
-        # cannot be read would have two days fetched anew every minute.
+        spans = _calls([*missing, (reread, end)])
+        try:
+            go_through(lambda span: self._fetch(series, *span, now, into), spans)
+        except StateError:
+            # What is missing is asked for again anyhow, and a day that cannot be read would
+            # have two days fetched anew every minute.
+            self._read_at[series] = now
+            raise
         self._read_at[series] = now
-        if refusals:
-            raise refusals[0]
 
     def _reread_s(self, series: Series, now: int) -> int:
         """How far back to read again: the last bars, and with a new hour or day more."""

@@ -21,7 +21,7 @@ from domain import Bars
 # A closed market is no hole; a miner that was off for longer than this leaves one.
 HOLE_S: Final = 4 * 86_400
 _PRICES: Final = ("open", "high", "low", "close")
-_COLUMNS: Final = ("open_ts", *_PRICES, "volume")
+COLUMNS: Final = ("open_ts", *_PRICES, "volume")
 
 
 def coarse_bars(minutes: Bars | None, own: Bars | None, *, bar_s: int) -> Bars | None:
@@ -117,8 +117,18 @@ def _scaled(bars: Bars, ratio: float) -> Bars:
 
 def take_rows(bars: Bars, rows: slice | npt.NDArray[np.bool_]) -> Bars:
     """Some of the bars (a view for a slice)."""
-    columns: dict[str, Any] = {name: getattr(bars, name)[rows] for name in _COLUMNS}
+    columns: dict[str, Any] = {name: getattr(bars, name)[rows] for name in COLUMNS}
     return replace(bars, **columns)
+
+
+def common_rows(before: Bars, after: Bars) -> int:
+    """How many of their first rows are the same, bit by bit: what is unknown equals itself."""
+    n = min(len(before), len(after))
+    differs = np.zeros(n, dtype=np.bool_)
+    for name in COLUMNS:
+        old, new = getattr(before, name)[:n], getattr(after, name)[:n]
+        differs |= old.view(np.int64) != new.view(np.int64)
+    return int(np.argmax(differs)) if differs.any() else n
 
 
 def in_time_order(parts: Iterable[Bars]) -> Bars:
@@ -128,6 +138,6 @@ def in_time_order(parts: Iterable[Bars]) -> Bars:
         return held[0]
     order = np.argsort(np.concatenate([part.open_ts for part in held]), kind="stable")
     columns: dict[str, Any] = {
-        name: np.concatenate([getattr(part, name) for part in held])[order] for name in _COLUMNS
+        name: np.concatenate([getattr(part, name) for part in held])[order] for name in COLUMNS
     }
     return replace(held[0], **columns)

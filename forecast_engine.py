@@ -44,6 +44,7 @@ from errors import (
     UnknownAsset,
     UnreadableModel,
 )
+from feed_seams import common_rows
 from lgbm_predictor import ModelSet, interpolate_centre, load_model_set, load_without_trees
 from market_view import MarketState, MarketView, best_view
 from model_store import publication, published_sets
@@ -648,12 +649,7 @@ def _first_change(old: Bars, new: Bars) -> int | None:
         return None
     held = old.between(int(new.open_ts[0]), None)
     now = new.between(None, old.end_ts)
-    n = min(len(held), len(now))
-    differs = held.open_ts[:n] != now.open_ts[:n]
-    for name in ("open", "high", "low", "close", "volume"):
-        before, after = getattr(held, name)[:n], getattr(now, name)[:n]
-        differs |= (before != after) & ~(np.isnan(before) & np.isnan(after))
-    row = int(np.argmax(differs)) if differs.any() else n
+    row = common_rows(held, now)
     opened = [int(bars.open_ts[row]) for bars in (held, now) if row < len(bars)]
     return min(opened) + new.bar_s if opened else None
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from config import DAY_S
 from domain import Bars, FloatArray
-from feed_seams import take_rows
+from feed_seams import COLUMNS, common_rows, take_rows
 
-_NUMBERS: Final = ("open", "high", "low", "close", "volume")
+_NUMBERS: Final = COLUMNS[1:]  # all but the times
 
 
 class GrowingBars:
@@ -43,7 +43,7 @@ class GrowingBars:
             return self.between(start, None)
         kept = int(np.searchsorted(held.open_ts, since))
         new = take_rows(held, slice(0, 0)) if tail is None else tail
-        same = _common_rows(held, kept, new)
+        same = common_rows(take_rows(held, slice(kept, None)), new)
         if kept + same < len(held) or kept + len(new) > self._block.shape[1]:
             dropped = min(int(np.searchsorted(held.open_ts, start)), kept)
             self._move(held, new, kept=kept, dropped=dropped)
@@ -72,13 +72,3 @@ class GrowingBars:
         }
         open_ts = self._block[0].view(np.int64)[:rows]
         self._bars = replace(like, open_ts=open_ts, **columns) if rows else None
-
-
-def _common_rows(held: Bars, first: int, tail: Bars) -> int:
-    """How many rows of the tail, from its first on, are those of the held from `first` on."""
-    n = min(len(held) - first, len(tail))
-    differs = np.zeros(n, dtype=np.bool_)
-    for name in ("open_ts", *_NUMBERS):  # bit by bit: what is unknown equals itself
-        before, after = getattr(held, name)[first : first + n], getattr(tail, name)[:n]
-        differs |= before.view(np.int64) != after.view(np.int64)
-    return int(np.argmax(differs)) if differs.any() else n

@@ -118,13 +118,10 @@ class LiveMarket:
         if the disk refused what one gave.
         """
         for plan in self._plans.values():
-            failure, refusal = (
-                found.get(plan.scored.name) for found in (done.failures, done.unsaved)
-            )
-            if failure is not None:
-                raise SourceUnavailable(failure)
-            if refusal is not None:
-                raise StateError(refusal)
+            if plan.scored.name in done.failures:
+                raise SourceUnavailable(done.failures[plan.scored.name])
+            if plan.scored.name in done.unsaved:
+                raise StateError(done.unsaved[plan.scored.name])
 
     def poll(self, venues: Collection[Venue] | None = None) -> None:
         """Ask the feeds that are scored at the venues (all) for their prices."""

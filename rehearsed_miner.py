@@ -182,13 +182,14 @@ class RehearsedMiner:
 
     def _kept_answers(self) -> float:
         """What its answers for those who ask again need, MB; 0 while it does not say."""
-        with suppress(requests.RequestException):
-            page = (
-                requests.get(f"{self.url}/metrics", timeout=METRICS_LIMIT_S) if self.url else None
-            )
-            if page is not None and (told := _KEPT.search(page.text)):
-                return float(told[1]) / 2**20
-        return 0.0
+        if not self.url:
+            return 0.0
+        try:
+            page = requests.get(f"{self.url}/metrics", timeout=METRICS_LIMIT_S)
+        except requests.RequestException:
+            return 0.0
+        told = _KEPT.search(page.text)
+        return float(told[1]) / 2**20 if told else 0.0
 
     def _least_memory(self, pid: int) -> float:
         """The least that the process held within WATCH_S, MB."""

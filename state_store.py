@@ -19,13 +19,13 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgpack
 import numpy as np
@@ -41,6 +41,9 @@ ABANDONED_S: Final = 86_400  # longer than any write lasts, and than clocks are 
 _TEMPORARY: Final = re.compile(r"\..+\.[a-z0-9_]{8}~")  # as `tempfile` completes our names
 READ_ATTEMPTS: Final = 3
 _READ_PAUSE_S: Final = 0.05
+T = TypeVar("T")
+R = TypeVar("R")
+
 _MAY_GET_WELL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
 
 
@@ -186,6 +189,19 @@ def owned(state_dir: Path) -> Iterator[None]:
     )
     with _held(state_dir, ".miner.lock", 0, busy):
         yield
+
+
+def go_through(work: Callable[[T], R], entries: Iterable[T]) -> list[R]:
+    """Work on every entry, and only then raise what the disk refused first: StateError."""
+    done, refusals = list[R](), list[StateError]()
+    for entry in entries:
+        try:
+            done.append(work(entry))
+        except StateError as error:
+            refusals.append(error)
+    if refusals:
+        raise refusals[0]
+    return done
 
 
 @contextmanager

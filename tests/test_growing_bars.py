@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from config import DAY_S
 from domain import Bars
-from feed_seams import in_time_order
+from feed_seams import common_rows, in_time_order
 from growing_bars import GrowingBars
 
 START = 1_765_756_800  # a midnight
@@ -98,6 +98,15 @@ def test_a_correction_of_any_column_is_a_new_block(name):
     after = renewed(grown, START, replace(before, **{name: changed}), start=START)
     assert getattr(after, name)[7] == 7.0
     assert getattr(before, name)[7] != 7.0
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_bars_share_their_rows_up_to_the_first_bit_that_differs(name):
+    before = minutes(0, 10)
+    assert common_rows(before, minutes(0, 7)) == 7
+    changed = np.array(getattr(before, name))
+    changed[4] = changed[4] + 1 if name == "open_ts" else -0.0
+    assert common_rows(before, replace(before, **{name: changed})) == 4
 
 
 def test_what_left_the_window_is_forgotten_with_the_next_block():

@@ -32,6 +32,16 @@ def minutes(n=2000):
     )
 
 
+def settings_of(tmp_path, venues, clock, *assets):
+    return Settings(
+        state_dir=tmp_path / "state",
+        served_assets=assets,
+        rehearsal=str(clock),
+        days=1,
+        **venues.urls,
+    )
+
+
 def told_of_the_clock(tmp_path, ahead_s, *faults):
     """The offset and the warnings of a miner whose clock is so far ahead of the venues'."""
     theirs = RehearsalClock(start=NOW, origin=time.time(), speed=1.0)
@@ -72,13 +82,7 @@ def test_a_right_clock_is_no_warning_whatever_one_venues_cache_says(tmp_path):
 def test_a_back_fill_that_a_feed_cuts_short_is_awaited_but_not_for_ever(tmp_path):
     clock = RehearsalClock(start=NOW, origin=time.time(), speed=60.0)
     with serve_venues({"BTC": minutes(), "XAU": minutes()}, clock) as venues:
-        settings = Settings(
-            state_dir=tmp_path / "state",
-            served_assets=("BTC", "XAU"),
-            rehearsal=str(clock),
-            days=1,
-            **venues.urls,
-        )
+        settings = settings_of(tmp_path, venues, clock, "BTC", "XAU")
         with LiveMarket.open(settings, LiveSource(settings, clock)) as market:
             venues.faults.add(FaultRule(fault=Fault.BLOCKED, host=FeedHost.BINANCE))
             told = []
@@ -97,13 +101,7 @@ def test_a_back_fill_that_a_feed_cuts_short_is_awaited_but_not_for_ever(tmp_path
 def test_bars_that_the_disk_refuses_are_told_and_insisted_on(tmp_path, monkeypatch):
     clock = RehearsalClock(start=NOW, origin=time.time(), speed=1.0)
     with serve_venues({"BTC": minutes()}, clock) as venues:
-        settings = Settings(
-            state_dir=tmp_path / "state",
-            served_assets=("BTC",),
-            rehearsal=str(clock),
-            days=1,
-            **venues.urls,
-        )
+        settings = settings_of(tmp_path, venues, clock, "BTC")
 
         def refuse(*_args, **_more):
             raise StateError("the folder of bars is full; make room.")
@@ -125,13 +123,7 @@ def test_a_scored_feed_that_gives_no_candles_is_named(tmp_path):
     clock = RehearsalClock(start=NOW, origin=time.time(), speed=1.0)
     with serve_venues({"BTC": minutes(), "XAU": minutes()}, clock) as venues:
         venues.faults.add(refusal)
-        settings = Settings(
-            state_dir=tmp_path / "state",
-            served_assets=("BTC", "XAU"),
-            rehearsal=str(clock),
-            days=1,
-            **venues.urls,
-        )
+        settings = settings_of(tmp_path, venues, clock, "BTC", "XAU")
         with LiveMarket.open(settings, LiveSource(settings, clock)) as market:
             assert market.failing_feeds() == ()
             market.collect()

@@ -19,6 +19,7 @@ from errors import BusyError, StateError
 from state_store import (
     StateStore,
     folder_mark,
+    go_through,
     locked,
     owned,
     require_writable,
@@ -414,3 +415,18 @@ def test_a_file_can_be_judged_without_being_set_aside(tmp_path):
     path.write_bytes(path.read_bytes()[:-3])
     assert state_store.fault_of(path) == "is truncated or no msgpack"
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_what_the_disk_refuses_for_one_stops_no_other_and_is_raised_after():
+    done = []
+
+    def work(number):
+        if number % 2:
+            raise StateError(f"{number} cannot be written; make room.")
+        done.append(number)
+        return 10 * number
+
+    with pytest.raises(StateError, match=r"^1 cannot be written"):
+        go_through(work, range(5))
+    assert done == [0, 2, 4]
+    assert go_through(work, (2, 4)) == [20, 40]
