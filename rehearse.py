@@ -16,7 +16,8 @@ Market time runs at `--speed`; deadlines, trainings and timeouts take real secon
 import shutil
 import signal
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -36,7 +37,7 @@ from console import (
 )
 from data_fetcher import ArchiveSource
 from domain import Bars
-from errors import BusyError, ConfigError, MinerError
+from errors import ConfigError, MinerError
 from feed_plans import feed_plans
 from protocol import protocol_profile
 from rehearsal import PROFILE, SEED, SOURCE, Script, rehearsal_of
@@ -44,10 +45,11 @@ from rehearsal_findings import judge, name_of, passed
 from rehearsal_plan import Fate, asked_pairs
 from rehearsal_tables import print_findings, write_report
 from simulated_market import simulate_bars
-from state_store import owned
+from state_store import held, owned
 from wire_format import format_iso
 
 SIMULATED_END: Final = 1_768_608_000  # Saturday 2026-01-17 00:00 UTC, after five trading days
+LOCK: Final = ".rehearsal.lock"
 SPARE_DAYS: Final = 1.0  # of bars after the last prompt, for a slow start and the last scores
 
 
@@ -55,11 +57,10 @@ def main() -> int:
     """Rehearse. Returns the exit code: 0 if everything held."""
     args = _arguments()
     script = read_script(args)
-    own_folder(script)
     for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal was closed
         signal.signal(number, _interrupt)
     interrupted = False
-    with rehearsal_of(script) as rehearsal:
+    with own_folder(script), rehearsal_of(script) as rehearsal:
         try:
             with progress() as bars:
                 rehearsal.run(bars)
@@ -86,26 +87,37 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def own_folder(script: Script) -> None:
-    """Make the work folder anew.
+@contextmanager
+def own_folder(script: Script) -> Iterator[None]:
+    """Make the work folder anew, and keep other rehearsals from it as long as the block runs.
 
-    Raises: ConfigError if it holds anything but a rehearsal; BusyError if one runs there.
+    Raises: ConfigError if it holds anything but a rehearsal; BusyError if one runs there,
+    or the miner of one that was killed.
     """
     folder = script.work_dir
-    if folder.is_dir() and any(folder.iterdir()):
-        if not script.config_file.exists():
-            raise ConfigError(
-                f"--work-dir {folder} holds other files than a rehearsal's; name a new folder."
-            )
-        try:
+    if folder.is_dir() and _content(folder) and not script.config_file.exists():
+        raise ConfigError(
+            f"--work-dir {folder} holds other files than a rehearsal's; name a new folder."
+        )
+    with held(
+        folder,
+        LOCK,
+        f"a rehearsal runs in --work-dir {folder}; name another folder, or let it end.",
+    ):
+        if script.state_dir.is_dir():
             with owned(script.state_dir):
                 pass
-        except BusyError:
-            raise BusyError(
-                f"a rehearsal runs in --work-dir {folder}; name another folder, or let it end."
-            ) from None
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+        for path in _content(folder):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        yield
+
+
+def _content(folder: Path) -> list[Path]:
+    """All in a work folder but its lock."""
+    return [path for path in folder.iterdir() if path.name != LOCK]
 
 
 def read_script(args: Namespace) -> Script:

@@ -171,7 +171,7 @@ def locked(directory: Path, purpose: str, wait_s: float = 0) -> Iterator[None]:
         f"{directory} is in use by another process, so {purpose} cannot start; "
         "wait until that one is done, or name another folder."
     )
-    with _held(directory, ".lock", wait_s, busy):
+    with held(directory, ".lock", busy, wait_s):
         yield
 
 
@@ -187,7 +187,7 @@ def owned(state_dir: Path) -> Iterator[None]:
         f"another miner runs on state folder {state_dir}, and its calibration and ledger are that "
         "one's own; give this one a folder with --state-dir, or end the other."
     )
-    with _held(state_dir, ".miner.lock", 0, busy):
+    with held(state_dir, ".miner.lock", busy):
         yield
 
 
@@ -205,7 +205,11 @@ def go_through(work: Callable[[T], R], entries: Iterable[T]) -> list[R]:
 
 
 @contextmanager
-def _held(directory: Path, name: str, wait_s: float, busy: str) -> Iterator[None]:
+def held(directory: Path, name: str, busy: str, wait_s: float = 0) -> Iterator[None]:
+    """Hold the lock file `name` in a directory for as long as the block runs.
+
+    Raises: BusyError(busy) after `wait_s` seconds; StateError if no lock can be made.
+    """
     lock = FileLock(directory / name, mode=0o600)
     try:
         make_folder(directory)

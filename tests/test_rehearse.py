@@ -17,7 +17,7 @@ from console import EXIT_INTERRUPTED
 from errors import BusyError, ConfigError
 from feed_plans import FeedHost
 from rehearsal import is_comparable, write_settings
-from rehearse import own_folder, read_script
+from rehearse import LOCK, own_folder, read_script
 from settings import load_settings
 from simulated_market import simulate_bars
 from state_store import owned
@@ -76,22 +76,39 @@ def test_what_cannot_be_rehearsed_is_refused_in_one_sentence(bars_dir, tmp_path,
 
 def test_only_a_folder_of_an_earlier_rehearsal_is_made_anew(bars_dir, tmp_path):
     script = read_script(arguments(bars_dir, tmp_path / "work"))
-    own_folder(script)
-    (script.work_dir / "precious.txt").write_text("keep me")
-    with pytest.raises(ConfigError, match="holds other files"):
-        own_folder(script)
+    with own_folder(script):
+        (script.work_dir / "precious.txt").write_text("keep me")
+    with pytest.raises(ConfigError, match="holds other files"), own_folder(script):
+        pass
     assert (script.work_dir / "precious.txt").exists()
     script.config_file.write_text("")
-    own_folder(script)
-    assert list(script.work_dir.iterdir()) == []
+    script.state_dir.mkdir()
+    with own_folder(script):
+        assert [path.name for path in script.work_dir.iterdir()] == [LOCK]
 
 
 def test_a_folder_in_which_a_rehearsal_runs_is_left_to_it(bars_dir, tmp_path):
     script = read_script(arguments(bars_dir, tmp_path / "work"))
-    own_folder(script)
-    script.config_file.write_text("")
-    with owned(script.state_dir), pytest.raises(BusyError, match="a rehearsal runs in --work-dir"):
-        own_folder(script)
+    with own_folder(script):  # no miner lives: it is between its two lives
+        script.config_file.write_text("")
+        with (
+            pytest.raises(BusyError, match="a rehearsal runs in --work-dir"),
+            own_folder(script),
+        ):
+            pass
+        assert script.config_file.exists()
+
+
+def test_a_folder_in_which_a_killed_rehearsals_miner_lives_is_left_to_it(bars_dir, tmp_path):
+    script = read_script(arguments(bars_dir, tmp_path / "work"))
+    with own_folder(script):
+        script.config_file.write_text("")
+    with (
+        owned(script.state_dir),
+        pytest.raises(BusyError, match="another miner runs on state folder"),
+        own_folder(script),
+    ):
+        pass
     assert script.config_file.exists()
 
 
