@@ -1,4 +1,8 @@
-"""How the C library keeps the memory of a process that lives for months.
+"""How Python and the C library keep the memory of a process that lives for months.
+
+Python looks for cycles among all objects only when the new ones are a quarter of the old:
+beside some hundred modules' that takes hours, and until then every call that a retry
+ended keeps its answer.
 
 glibc raises its threshold for blocks of their own with every large block that is
 freed, and gives every thread a heap. Arrays of megabytes then lie scattered in many
@@ -9,6 +13,7 @@ its pages in anew, at twice its time.
 """
 
 import ctypes
+import gc
 from typing import Final
 
 # Parameters of mallopt(3), from malloc.h.
@@ -41,3 +46,14 @@ def trim() -> bool:
     """
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     return malloc_trim is not None and malloc_trim(0) == 1
+
+
+def free_cycles() -> None:
+    """Free what only cycles of references still hold.
+
+    What lives at the first call, the modules above all, is not looked through again: that
+    would hold every thread up for a fifth of a second, now and then.
+    """
+    gc.collect()
+    if not gc.get_freeze_count():
+        gc.freeze()

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
-from allocator import give_memory_back, trim
+from allocator import free_cycles, give_memory_back, trim
 from answer_desk import AnswerDesk
 from clock import Clock, market_speed, open_clock
 from config import DAY_S, Frequency, Venue
@@ -170,6 +170,7 @@ class Miner:
     def tidy(self) -> None:
         """Let go of answers that nobody gets any more, and give back what memory is free."""
         self.desk.expire()
+        free_cycles()
         trim()
 
     def due(self) -> Sequence[Pair]:
