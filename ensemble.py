@@ -11,7 +11,7 @@ from numpy.random import Generator
 
 from config import NUM_PATHS, FrequencySpec
 from domain import FloatArray, IntArray
-from path_simulator import PathShape, simulate_steps
+from path_simulator import PathShape, simulate_steps, step_quantiles
 from quantile_matching import match_quantiles, unit_quantiles
 
 # The quantiles of fewer are too regular: a single path would stand at every median.
@@ -54,8 +54,13 @@ def draw_moves(
     return np.ascontiguousarray(moves[np.searchsorted(times, points)].T)
 
 
-def prepare_matching(spec: FrequencySpec, shape: PathShape) -> None:
-    """Work out the distributions that the usual prompt is matched to, ahead of the first."""
+def prepare_drawing(spec: FrequencySpec, shape: PathShape) -> None:
+    """Work out what steps are drawn from and matched to, ahead of the first usual prompt.
+
+    They are half a megabyte. Were they left to the first prompt, what a miner needs would
+    not be told before every market has been asked for.
+    """
+    step_quantiles(shape)
     step_s = float(spec.prompt_increment_s)
     lengths_s = {*spec.matched_prefixes_s, *chain.from_iterable(spec.matched_blocks_s)}
     for length in _whole_steps(tuple(lengths_s), step_s):

@@ -33,7 +33,7 @@ from domain import (
     MarketHistory,
     PriceQuote,
 )
-from ensemble import draw_moves, prepare_matching
+from ensemble import draw_moves, prepare_drawing
 from errors import (
     DataError,
     MinerError,
@@ -390,7 +390,7 @@ class ForecastEngine:
                     self._view(market, market.history)
         for market in self._markets.values():
             if market.models is not None:
-                prepare_matching(market.models.spec, market.models.calibration.path_shape)
+                prepare_drawing(market.models.spec, market.models.calibration.path_shape)
 
     @contextmanager
     def _apart(self, pair: Pair, work: str) -> Iterator[None]:
@@ -472,7 +472,7 @@ class ForecastEngine:
         if models is not None:
             states = self._saved_states(asset, frequency, models, market.history)
             if market.models is not None:  # the first set answers at once, unprepared
-                prepare_matching(models.spec, models.calibration.path_shape)
+                prepare_drawing(models.spec, models.calibration.path_shape)
         with market.lock:
             if models is not None:
                 market.models, market.states = models, states
