@@ -7,6 +7,7 @@ kill costs milliseconds. Whatever a victim sends was acknowledged before.
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -27,7 +28,7 @@ from config import DAY_S, Frequency
 from data_fetcher import ArchiveSource, LoadedHistory
 from domain import Bars, ForecastRequest, MarketHistory
 from forecast_engine import ForecastEngine
-from ledger import AnswerEntry, Ledger, PromptEntry
+from ledger import LEDGER_FILE, AnswerEntry, Ledger, PromptEntry
 from model_store import publish_set
 from protocol import protocol_profile
 from settings import Settings
@@ -252,3 +253,34 @@ def keep_answers(acknowledge: Connection, path: Path, first: int) -> None:
             book.keep(*ledger_entry(number))
             book.flush()
             acknowledge.send(number + 1)
+
+
+def keep_answers_beyond_a_limit(acknowledge: Connection, folder: Path, step: int) -> None:
+    """Keep one answer, one while no file may grow beyond a limit, and one after.
+
+    Every write beyond the limit is refused, SQLite's own too, and halfway where it begins
+    below. Says of every limit whether the second was acknowledged, which answers were
+    found at the end, and the names of all files; until a limit refused nothing.
+    """
+    _, hardest = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit, is_refused = 0, True
+    while is_refused:
+        path = folder / str(limit) / LEDGER_FILE
+        book = Ledger(path)
+        book.keep(*ledger_entry(0))
+        book.flush()
+        assert book.lost == 0
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hardest))
+        book.keep(*ledger_entry(1))
+        book.flush()
+        is_refused = book.lost > 0
+        book.close()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hardest, hardest))
+        with Ledger(path) as after:
+            after.keep(*ledger_entry(2))
+            after.flush()
+            found = {(int(str(row["start_ts"])) - START) // 60 for row in after.prompts(0)}
+            answers = len(after.pending("BTC", "hf", START + 9 * DAY_S, 10))
+        names = sorted(path.name for path in path.parent.iterdir())
+        acknowledge.send((not is_refused, found, answers, names))
+        limit += step
