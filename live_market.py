@@ -10,6 +10,7 @@ A feed that cannot be reached, or a disk that refuses, raises nothing: that is l
 once and told by `warnings`. Scripts that need it insist by `require_scored`.
 """
 
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Event
@@ -31,6 +32,9 @@ from settings import Settings
 
 PATIENT_ROUNDS: Final = 10  # of back-fills in which a scored feed failed
 CLOCK_OFF_S: Final = 5.0  # by how much our clock may be off; from 10 s on callers may be refused
+PAST_FETCHED: Final = "fetched the past"  # the log's word for `has_past`
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -104,7 +108,9 @@ class LiveMarket:
         if not self._stop.is_set():
             failed = any(plan.scored.name in done.failures for plan in self._plans.values())
             self._failed_rounds = self._failed_rounds + 1 if failed else 0
-            self.has_past = self.has_past or not self.awaits_past()
+            if not self.has_past and not self.awaits_past():
+                self.has_past = True
+                log.info(PAST_FETCHED)
         return done
 
     def awaits_past(self) -> bool:

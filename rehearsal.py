@@ -7,7 +7,7 @@ trainings and timeouts take real seconds. `rehearse.py` is its command line.
 
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from domain import Bars
 from errors import MinerError
 from feed_plans import feed_plans
 from ledger import KEPT_DAYS
+from live_market import PAST_FETCHED
 from loopback_venues import serve_venues
 from market_view import MarketState
 from protocol import protocol_profile
@@ -191,7 +192,7 @@ class Rehearsal:
         line = bars.add_task("starting", total=None)
         self.watch.start()
         self._begin_life()
-        self._wait_until_ready()
+        self._wait_until(self._is_ready, f"was not ready for {self._assets()}")
         self._open_page()
         self.began = self.clock.now()
         self.disk.append(disk_use(self.settings, self.began))
@@ -207,20 +208,26 @@ class Rehearsal:
     def _ask_all(self, prompts: Sequence[Prompt], bars: Progress, line: TaskID) -> None:
         share = self.script.restart_at
         restart_ts = self.began + share * self.script.days * DAY_S if share else np.inf
-        resumed = self.began
+        resumed, skipped = self.began, 0
         for prompt in prompts:
-            if prompt.asked_ts >= restart_ts:
+            if prompt.asked_ts >= restart_ts and self._has_past():
                 self._restart_miner(bars, line)
                 restart_ts, resumed = np.inf, self.clock.now()
             if prompt.asked_ts >= resumed:
                 self._rest((prompt.asked_ts - self.clock.now()) / self.script.speed)
                 self.validators.ask(self.miner.url, prompt)
+            else:
+                skipped += 1
             bars.advance(line)
-        asked_from = [prompt for prompt in prompts if prompt.asked_ts < resumed]
+        if restart_ts < np.inf:  # the past took as long as all prompts
+            self._wait_until(self._has_past, f"did not fetch the past of {self._assets()}")
+            self._restart_miner(bars, line)
         if self.restart is not None:
-            before = self.began + share * self.script.days * DAY_S
-            skipped = sum(prompt.asked_ts >= before for prompt in asked_from)
             self.restart = replace(self.restart, skipped=skipped)
+
+    def _has_past(self) -> bool:
+        """Whether the miner says so: answers to moments of the past may change until then."""
+        return any(f'event="{PAST_FETCHED}"' in line for line in log_lines(self.script.log_file))
 
     def _begin_life(self) -> None:
         # Known before it runs, so that an interrupt finds it.
@@ -228,17 +235,23 @@ class Rehearsal:
         self.miner.start()
         self.miner.wait_until_serving()
 
-    def _wait_until_ready(self) -> None:
+    def _is_ready(self) -> bool:
+        health = self.miner.health() or {}
+        return bool(health.get("ready")) and {*self.script.assets} <= {*health.get("assets", ())}
+
+    def _wait_until(self, holds: Callable[[], bool], what_not: str) -> None:
+        """Raises: MinerError that the miner `what_not` in time."""
         deadline = time.monotonic() + READY_LIMIT_S
-        while time.monotonic() < deadline:
-            health = self.miner.health() or {}
-            if health.get("ready") and set(self.script.assets) <= set(health.get("assets", ())):
-                return
+        while not holds():
+            if time.monotonic() >= deadline:
+                raise MinerError(
+                    f"the miner {what_not} within {READY_LIMIT_S:.0f} s; read its log "
+                    f"{self.script.log_file}."
+                )
             self._rest(0.2)
-        raise MinerError(
-            f"the miner was not ready for {', '.join(self.script.assets)} within "
-            f"{READY_LIMIT_S:.0f} s; read its log {self.script.log_file}."
-        )
+
+    def _assets(self) -> str:
+        return ", ".join(self.script.assets)
 
     def _open_page(self) -> None:
         """Before memory is judged: the first look brings in what draws the page."""

@@ -1,5 +1,6 @@
 """A live market over real HTTP: what it says of its feeds and of our clock."""
 
+import logging
 import time
 
 import numpy as np
@@ -11,7 +12,7 @@ from data_fetcher import LiveSource
 from domain import Bars
 from errors import StateError
 from feed_plans import FeedHost
-from live_market import PATIENT_ROUNDS, LiveMarket
+from live_market import PAST_FETCHED, PATIENT_ROUNDS, LiveMarket
 from loopback_venues import Fault, FaultRule, serve_venues
 from settings import Settings
 
@@ -79,7 +80,8 @@ def test_a_right_clock_is_no_warning_whatever_one_venues_cache_says(tmp_path):
         assert warnings == []
 
 
-def test_a_back_fill_that_a_feed_cuts_short_is_awaited_but_not_for_ever(tmp_path):
+def test_a_back_fill_that_a_feed_cuts_short_is_awaited_but_not_for_ever(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     clock = RehearsalClock(start=NOW, origin=time.time(), speed=60.0)
     with serve_venues({"BTC": minutes(), "XAU": minutes()}, clock) as venues:
         settings = settings_of(tmp_path, venues, clock, "BTC", "XAU")
@@ -93,6 +95,7 @@ def test_a_back_fill_that_a_feed_cuts_short_is_awaited_but_not_for_ever(tmp_path
             venues.faults.clear()
             market.backfill()
             assert not market.awaits_past()
+            assert [line for line in caplog.messages if line == PAST_FETCHED] == [PAST_FETCHED]
         with LiveMarket.open(settings, LiveSource(settings, clock)) as market:
             market.backfill()
             assert market.has_past

@@ -156,7 +156,7 @@ def processes_of(work_dir):
 
 def test_a_short_rehearsal_passes_and_says_so(bars_dir, tmp_path):
     work, report = tmp_path / "work", tmp_path / "report.json"
-    flags = ("--speed", "240", "--days", "0.015", "--report", str(report))
+    flags = ("--speed", "240", "--days", "0.03", "--report", str(report))
     done = subprocess.run(
         command(bars_dir, work, *flags),
         capture_output=True,
