@@ -7,9 +7,10 @@ ended keeps its answer.
 glibc raises its threshold for blocks of their own with every large block that is
 freed, and gives every thread a heap. Arrays of megabytes then lie scattered in many
 heaps, which never shrink. With the threshold held still they are given back when they
-are freed. The arrays of an answer are smaller, and what they leave free at the end of a
-heap stays until the next `trim`: giving it back at once would have every answer fault
-its pages in anew, at twice its time.
+are freed. The arrays of an answer are smaller, and what they leave free at the end of
+the heap stays until the next `trim`: giving it back at once would have every answer
+fault its pages in anew, at twice its time. All threads share one heap, because `trim`
+gives back the end of the first heap alone: a second one kept up to 32 MB there.
 """
 
 import ctypes
@@ -22,12 +23,15 @@ _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 
 BLOCK_BYTES: Final = 5 * 512 * 1024  # from here on a block is the system's own
-FREE_BYTES: Final = 32 * 1024 * 1024  # more than an answer's arrays; at the end of each heap
-HEAPS: Final = 2
+FREE_BYTES: Final = 32 * 1024 * 1024  # more than an answer's arrays; at the end of the heap
+HEAPS: Final = 1
 
 
 def give_memory_back() -> bool:
-    """Hold the thresholds still; False where the C library has none. Before any thread."""
+    """Hold the thresholds still; False where the C library has none.
+
+    Before any thread is started: NumPy's come with its import, and keep what heap they have.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False

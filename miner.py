@@ -25,6 +25,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 from allocator import free_cycles, give_memory_back, trim
+
+if __name__ == "__main__":
+    give_memory_back()  # before NumPy starts its threads, which get heaps of their own
+
 from answer_desk import AnswerDesk
 from clock import Clock, market_speed, open_clock
 from config import DAY_S, Frequency, Venue
@@ -360,7 +364,6 @@ def _named(served: Mapping[str, Sequence[Frequency]]) -> str:
 def main() -> int:
     """Serve until SIGINT or SIGTERM. Returns the exit code."""
     args = _arguments()
-    give_memory_back()
     settings, operator = settings_from(args), operator_settings(args)
     configure_logging(operator.log_level or settings.log_level)
     for remark in operator.remarks:

@@ -69,6 +69,46 @@ def test_holes_between_blocks_in_use_are_given_back():
     assert int(done.stdout) > 60
 
 
+# The miner as a script, as far as its help; then threads that hold what they took, and
+# glibc's own report of all heaps, on stderr.
+THREADS = """
+import ctypes
+import runpy
+import sys
+import threading
+
+sys.argv = ["miner.py", "--help"]
+try:
+    runpy.run_path("miner.py", run_name="__main__")
+except SystemExit:
+    pass
+ready, over = threading.Barrier(5), threading.Event()
+
+def hold():
+    kept = [bytes(5000) for _ in range(100)]
+    ready.wait()
+    over.wait()
+
+threads = [threading.Thread(target=hold) for _ in range(4)]
+for thread in threads:
+    thread.start()
+ready.wait()
+libc = ctypes.CDLL(None)
+stream = ctypes.c_void_p.in_dll(libc, "stderr")
+libc.malloc_info(0, stream)
+libc.fflush(stream)
+over.set()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_all_threads_of_the_miner_share_one_heap():
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert done.stderr.count("<heap nr=") == 1
+
+
 # A class of its own, for a list cannot be referred to weakly. Python does not look by itself.
 CYCLES = """
 import gc
