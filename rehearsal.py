@@ -40,6 +40,7 @@ from rehearsal_findings import (
     complaints,
     judge_trainings,
     name_of,
+    read_log_line,
 )
 from rehearsal_plan import (
     Pair,
@@ -227,7 +228,8 @@ class Rehearsal:
 
     def _has_past(self) -> bool:
         """Whether the miner says so: answers to moments of the past may change until then."""
-        return any(f'event="{PAST_FETCHED}"' in line for line in log_lines(self.script.log_file))
+        told = (line for line in log_lines(self.script.log_file) if PAST_FETCHED in line)
+        return any(read_log_line(line).get("event") == PAST_FETCHED for line in told)
 
     def _begin_life(self) -> None:
         # Known before it runs, so that an interrupt finds it.

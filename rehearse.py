@@ -37,7 +37,7 @@ from console import (
 )
 from data_fetcher import ArchiveSource
 from domain import Bars
-from errors import ConfigError, MinerError
+from errors import BusyError, ConfigError, MinerError
 from feed_plans import feed_plans
 from protocol import protocol_profile
 from rehearsal import PROFILE, SEED, SOURCE, Script, rehearsal_of
@@ -99,14 +99,13 @@ def own_folder(script: Script) -> Iterator[None]:
         raise ConfigError(
             f"--work-dir {folder} holds other files than a rehearsal's; name a new folder."
         )
-    with held(
-        folder,
-        LOCK,
-        f"a rehearsal runs in --work-dir {folder}; name another folder, or let it end.",
-    ):
-        if script.state_dir.is_dir():
+    busy = f"a rehearsal runs in --work-dir {folder}; name another folder, or let it end."
+    with held(folder, LOCK, busy):
+        try:
             with owned(script.state_dir):
                 pass
+        except BusyError:  # its own remedy is a flag of the miner's
+            raise BusyError(busy) from None
         for path in _content(folder):
             if path.is_dir():
                 shutil.rmtree(path)

@@ -105,7 +105,7 @@ def test_a_folder_in_which_a_killed_rehearsals_miner_lives_is_left_to_it(bars_di
         script.config_file.write_text("")
     with (
         owned(script.state_dir),
-        pytest.raises(BusyError, match="another miner runs on state folder"),
+        pytest.raises(BusyError, match="a rehearsal runs in --work-dir"),
         own_folder(script),
     ):
         pass

@@ -78,7 +78,7 @@ def killed(work: Callable[..., None], *args: object, dice: random.Random, spread
             process.kill()
             process.join()
             if process.exitcode == -signal.SIGKILL:
-                return max(last, *_words(told), last)
+                return max(last, *map(int, said_by(told)))
             assert process.exitcode == 0
             spread_s *= 0.9
 
@@ -86,10 +86,10 @@ def killed(work: Callable[..., None], *args: object, dice: random.Random, spread
 def ended(work: Callable[..., None], *args: object) -> int:
     """Let a victim come to its end; its last word."""
     with victim(work, *args) as (told, process):
-        words = list(_words(told))
+        words = list(said_by(told))
         process.join()
         assert process.exitcode == 0
-        return words[-1]
+        return int(words[-1])
 
 
 def seconds_at_work(work: Callable[..., None], *args: object) -> float:
@@ -102,10 +102,11 @@ def seconds_at_work(work: Callable[..., None], *args: object) -> float:
         return time.monotonic() - began
 
 
-def _words(told: Connection) -> Iterator[int]:
+def said_by(told: Connection) -> Iterator[Any]:
+    """Everything a victim says until its end."""
     while True:
         try:
-            yield int(told.recv())
+            yield told.recv()
         except EOFError:
             return
 
@@ -259,8 +260,9 @@ def keep_answers_beyond_a_limit(acknowledge: Connection, folder: Path, step: int
     """Keep one answer, one while no file may grow beyond a limit, and one after.
 
     Every write beyond the limit is refused, SQLite's own too, and halfway where it begins
-    below. Says of every limit whether the second was acknowledged, which answers were
-    found at the end, and the names of all files; until a limit refused nothing.
+    below. Says of every limit whether the second was acknowledged, the starts of the
+    prompts and how many answers were found at the end, and the names of all files; until
+    a limit refused nothing.
     """
     _, hardest = resource.getrlimit(resource.RLIMIT_FSIZE)
     limit, is_refused = 0, True
@@ -279,7 +281,7 @@ def keep_answers_beyond_a_limit(acknowledge: Connection, folder: Path, step: int
         with Ledger(path) as after:
             after.keep(*ledger_entry(2))
             after.flush()
-            found = {(int(str(row["start_ts"])) - START) // 60 for row in after.prompts(0)}
+            found = {row["start_ts"] for row in after.prompts(0)}
             answers = len(after.pending("BTC", "hf", START + 9 * DAY_S, 10))
         names = sorted(path.name for path in path.parent.iterdir())
         acknowledge.send((not is_refused, found, answers, names))
