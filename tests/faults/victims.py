@@ -78,7 +78,7 @@ def killed(work: Callable[..., None], *args: object, dice: random.Random, spread
             process.kill()
             process.join()
             if process.exitcode == -signal.SIGKILL:
-                return max(last, *map(int, said_by(told)))
+                return max([last, *map(int, said_by(told))])
             assert process.exitcode == 0
             spread_s *= 0.9
 
