@@ -23,11 +23,11 @@ MINUTE_S: Final = 60
 
 _EARLIEST_TS: Final = 946_684_800  # 2000-01-01
 _LATEST_TS: Final = 4_102_444_800  # 2100-01-01
-_SPIKE_FACTOR: Final = 8.0  # "about ten", leaving the market some room to move meanwhile
+_SPIKE_FACTOR: Final = 8.0  # of a digit too many, leaving the market some room to move meanwhile
 MAX_PRICE: Final = 1e12  # of anything, in any currency
 MAX_AMOUNT: Final = 1e18  # of anything traded in a bar
 MAX_SPIKE_BARS: Final = 3  # a level that lasts longer is no spike
-SPIKE: Final = "spike of about ×10 or more that reverts"
+SPIKE: Final = "spike of about ×8 or more that reverts"
 
 _PRICES: Final = ("open", "high", "low", "close")
 _COLUMNS: Final = (*_PRICES, "volume", "trades", "taker_volume")

@@ -20,8 +20,8 @@ from feed_seams import take_rows
 
 LASTING_S: Final = 2 * 3600
 AGREEMENT: Final = 2.0  # two feeds of one price are nearer than that, also in a crash
-DENIED: Final = "a level about ×10 or more from the last one, which another feed denies"
-UNCONFIRMED: Final = "a level about ×10 or more from the last one, which no other feed confirms yet"
+DENIED: Final = "a level about ×8 or more from the last one, which another feed denies"
+UNCONFIRMED: Final = "a level about ×8 or more from the last one, which no other feed confirms yet"
 
 Witness: TypeAlias = Callable[[Bars], bool | None]  # None: there is nobody to ask
 

@@ -18,8 +18,10 @@ from typing import Final, Protocol, TypeAlias
 from chain import SYNC_S, ChainHealth
 from config import FREQUENCIES, NUM_PATHS, Frequency
 from domain import Forecast, ForecastRequest, MarketHistory
+from errors import ConfigError
 from forecast_engine import ForecastEngine
 from own_scores import OwnScore, Pair
+from scheduled_events import known_events
 
 STALE_BARS: Final = 5  # bars later than this many are worth a warning
 STALE_CHAIN_S: Final = 3 * SYNC_S  # a reading that hangs has no fault to tell
@@ -193,7 +195,15 @@ def _doubts(markets: Sequence[MarketFacts], now: float) -> list[str]:
             sentences.append(
                 f"{market.asset} {market.frequency}: the last bar is {minutes:.0f} minutes old"
             )
-    return sentences
+    return [*sentences, *_ended_dates(now)]
+
+
+def _ended_dates(now: float) -> list[str]:
+    """What the calendar of releases lacks. Answers need no calendar, trainings do."""
+    try:
+        return known_events(int(now))[1]
+    except ConfigError as error:
+        return [str(error)]
 
 
 # ---------------------------------------------------------------- axon and chain

@@ -133,7 +133,9 @@ _FLAGS: Final = (
     _value("axon.port", "N", f"TCP port of the axon (default: {_HERE.port})", _PORT),
     _value("axon.external_ip", "ADDRESS", "address to publish (default: looked up)"),
     _value("axon.external_port", "N", "port to publish (default: that of --axon.port)", _PORT),
-    _value("netuid", "N", f"subnet (default: {_SUBNET.netuid}; 247 on test)", _whole(0, 65_535)),
+    _value(
+        "netuid", "N", f"subnet (default: {_SUBNET.netuid}; on test give 247)", _whole(0, 65_535)
+    ),
     _value("subtensor.network", "NAME", f"finney, test or local (default: {_SUBNET.network})"),
     _value("subtensor.chain_endpoint", "URL", "node to ask, e.g. ws://127.0.0.1:9944"),
     _switch("blacklist.allow_non_registered", "answer hotkeys that the subnet does not know"),

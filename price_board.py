@@ -3,7 +3,7 @@
 The ladder: the newest price of the scored feed, quote or closed bar, while it is
 young; else another feed's quote, moved to the scored feed's level; else the newest
 price of the scored feed whatever its age. While no bar of the scored feed is known,
-another feed's last bar takes its place, as a second source. A quote that is about ten
+another feed's last bar takes its place, as a second source. A quote that is eight
 times off the last bar counts only if another feed agrees, and one that is so far off a
 young quote of another feed of its price never. Answers read the board and call no feed;
 `PricePoller` fills it.

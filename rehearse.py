@@ -2,7 +2,7 @@
 
     python rehearse.py --archive-dir bars --asset BTC --asset ETH --asset XAU --speed 60 --days 2
     python rehearse.py --archive-dir bars --asset BTC --speed 60 --days 0.25 --report rehearsal.json
-    python rehearse.py --simulated --speed 1 --days 0.1 --history 62 --retrain-hours 1  # a soak
+    python rehearse.py --simulated --speed 1 --days 0.0835 --history 62 --restart-at 0  # a soak
 
 All venues are served on loopback from recorded one-minute bars, `miner.py` runs as a
 process of its own against them, and validators ask at the official cadence. In the

@@ -280,7 +280,7 @@ def test_a_summary_counts_reasons_and_dates_the_first(tmp_path):
     write(tmp_path, ts=minutes(20), close=close)
     assert summarise_set_aside(loaded(tmp_path).set_aside) == [
         "2 × close is not a positive number (first at 2025-12-01T00:03:00Z)",
-        "1 × spike of about ×10 or more that reverts (first at 2025-12-01T00:05:00Z)",
+        "1 × spike of about ×8 or more that reverts (first at 2025-12-01T00:05:00Z)",
     ]
 
 

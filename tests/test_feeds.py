@@ -280,7 +280,7 @@ def test_quotes_of_hermes_are_kept_under_its_limit(feeds, venues, slept):
         (Fault.NEGATIVE, "close is not a positive number"),
         (Fault.ZERO, "close is not a positive number"),
         (Fault.HUGE, "close is too large to be a price"),
-        (Fault.SPIKE, "spike of about ×10 or more that reverts"),
+        (Fault.SPIKE, "spike of about ×8 or more that reverts"),
     ],
 )
 def test_nonsense_prices_are_set_aside_and_the_rest_is_used(feeds, venue, venues, fault, reason):

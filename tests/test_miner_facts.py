@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+import miner_facts
+import scheduled_events
 from chain import ChainHealth
 from config import Frequency
 from errors import UnknownAsset
@@ -80,6 +82,43 @@ def test_only_a_live_source_can_have_old_bars(engine):
     assert live.warnings == ("BTC hf: the last bar is 5 minutes old",)
     replayed = EngineFacts(Later(), source="archive").facts()  # type: ignore[arg-type]
     assert replayed.warnings == ()
+
+
+def told_at_the_end_of(dates, engine):
+    """Warnings of a live miner whose clock stands there."""
+
+    class AtTheEnd:
+        """The same engine, its clock gone on."""
+
+        def __getattr__(self, name):
+            return getattr(engine, name)
+
+        def now(self):
+            return dates
+
+    return EngineFacts(AtTheEnd(), source="venue", is_live=True).facts().warnings  # type: ignore[arg-type]
+
+
+def test_a_calendar_of_releases_that_has_ended_is_named_in_a_warning(engine):
+    kinds = scheduled_events.load_events()
+    first, last = (pick(kinds, key=lambda kind: kind.expires_ts) for pick in (min, max))
+    said = f"the dates of {first.name} in scheduled_events.toml ended"
+    before, after = (told_at_the_end_of(first.expires_ts + late, engine) for late in (-1, 0))
+    assert not any("scheduled_events" in entry for entry in before)
+    assert sum(entry.startswith(said) for entry in after) == 1
+    ended = told_at_the_end_of(last.expires_ts, engine)
+    assert sum("scheduled_events" in entry for entry in ended) == len(kinds)
+
+
+def test_a_calendar_that_cannot_be_read_is_a_warning_and_no_more(engine, monkeypatch, tmp_path):
+    def unreadable(now):
+        return scheduled_events.known_events(now, tmp_path / "calendar.toml")
+
+    monkeypatch.setattr(miner_facts, "known_events", unreadable)
+    facts = EngineFacts(engine, source="venue", is_live=True).facts()
+    (said,) = (entry for entry in facts.warnings if "calendar.toml" in entry)
+    assert said.endswith("cannot be read (No such file or directory); restore it from the release.")
+    assert facts.obstacles == ()
 
 
 def test_a_feed_that_stands_in_is_named_in_a_warning(engine):

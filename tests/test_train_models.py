@@ -294,7 +294,7 @@ def test_bars_that_were_set_aside_are_reported(run_task, archive, write_bars, tm
     write_bars(tmp_path / "spiked", "BTC", replace(bars, close=close))
     run_task(tmp_path / "spiked")
     line = capsys.readouterr().err
-    assert line.startswith("BTC lf: set aside 1 × spike of about ×10 or more that reverts (first")
+    assert line.startswith("BTC lf: set aside 1 × spike of about ×8 or more that reverts (first")
 
 
 # ---------------------------------------------------------------- when something breaks
