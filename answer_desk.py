@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from math import inf
 from typing import Final, Protocol, TypeAlias
 
 from config import ASKED_AHEAD_S
@@ -109,6 +110,8 @@ class Outcome(StrEnum):
 
 
 ANSWERED: Final = frozenset({Outcome.COMPUTED, Outcome.REPEATED})
+AT_WILL: Final = frozenset({Outcome.NOT_ALLOWED, Outcome.TURNED_AWAY})  # anybody can cause them
+AT_WILL_S: Final = 60.0  # between two log lines of such an outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -350,6 +353,7 @@ class AnswerDesk:
         self._observers = tuple(observers)
         self._threads = threads
         self._monotonic = monotonic
+        self._told = _RequestLog(monotonic)
         self._most_waiting = most_waiting
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="answer")
         self._lock = threading.Lock()  # over everything below; never held while computing
@@ -614,7 +618,7 @@ class AnswerDesk:
 
     def _report(self, told: AnswerRecord) -> None:
         """One log line, and every observer; none of them can stop an answer."""
-        _log(told)
+        self._told.tell(told)
         for observer in self._observers:
             try:
                 observer(told)
@@ -634,7 +638,36 @@ def _answered(told: AnswerRecord, answer: Answer, shared: _Job | _Made) -> Answe
     )
 
 
-def _log(told: AnswerRecord) -> None:
+class _RequestLog:
+    """One log line per request; of those that anybody can send at will, one a minute.
+
+    Strangers must not fill the disk, nor take the time that honest callers wait for.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._untold: dict[Outcome, tuple[float, int]] = {}  # when the last was told, others since
+
+    def tell(self, told: AnswerRecord) -> None:
+        """Log it, at once or as one of a number."""
+        others = self._others(told.outcome) if told.outcome in AT_WILL else 0
+        if others is not None:
+            _log(told, {"others_since": others} if others else {})
+
+    def _others(self, outcome: Outcome) -> int | None:
+        """How many went untold before this one; None if it does as well."""
+        now = self._monotonic()
+        with self._lock:
+            told_at, others = self._untold.get(outcome, (-inf, 0))
+            if now - told_at < AT_WILL_S:
+                self._untold[outcome] = told_at, others + 1
+                return None
+            self._untold[outcome] = now, 0
+            return others
+
+
+def _log(told: AnswerRecord, more: Mapping[str, object]) -> None:
     line: dict[str, object] = {
         "outcome": told.outcome.value,
         "transport": told.caller.transport,
@@ -646,7 +679,7 @@ def _log(told: AnswerRecord) -> None:
     if told.diagnostics is None:
         ours = told.outcome in {Outcome.UNAVAILABLE, Outcome.NO_PRICE, Outcome.OVERLOADED}
         level = logging.WARNING if ours else logging.INFO
-        log.log(level, "refused", extra={**line, "reason": told.reason})
+        log.log(level, "refused", extra={**line, "reason": told.reason, **more})
         return
     line |= {
         "frequency": told.diagnostics.frequency,

@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from types import MappingProxyType
 from typing import Any, Final, Self
 
@@ -60,6 +61,7 @@ from operator_flags import (
     ChainSettings,
     OperatorSettings,
 )
+from settings import address_shown
 from slow_callers import PatientConnection
 from state_store import StateStore
 from wire_format import Encoder, encode_prompt_json
@@ -211,9 +213,10 @@ class BittensorReader:
             return snapshot_of(metagraph, self._axon.wallet.hotkey.ss58_address)
         except Exception as error:
             self._hang_up()
+            subnet = f"{self._settings.netuid} of {address_shown(self._settings.network)}"
             raise ChainUnavailable(
-                f"subnet {self._settings.netuid} of {self._settings.network} cannot be read "
-                f"({_first_line(error)}); answering goes on with the last known stakes."
+                f"subnet {subnet} cannot be read ({self._first_line(error)}); answering goes on "
+                "with the last known stakes."
             ) from error
 
     def publish(self, endpoint: Endpoint) -> None:
@@ -223,9 +226,15 @@ class BittensorReader:
             response = self._subtensor.serve_axon(netuid=self._settings.netuid, axon=self._axon)
         except Exception as error:
             self._hang_up()
-            raise _unpublished(endpoint, _first_line(error)) from error
+            raise _unpublished(endpoint, self._first_line(error)) from error
         if not response.success:
             raise _unpublished(endpoint, str(response.message))
+
+    def _first_line(self, error: Exception) -> str:
+        """What it says, without the key that an address may hold."""
+        network = self._settings.network
+        said = f"{type(error).__name__} {error}".replace(network, address_shown(network))
+        return said.strip().split("\n")[0][:200]
 
     def _hang_up(self) -> None:
         subtensor, self._subtensor = self._subtensor, None
@@ -265,10 +274,6 @@ def _unpublished(endpoint: Endpoint, reason: str) -> ChainUnavailable:
     return ChainUnavailable(
         f"the chain did not take our address {endpoint} ({reason[:200]}); it is tried again."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__} {error}".strip().split("\n")[0][:200]
 
 
 # ---------------------------------------------------------------- the axon
@@ -523,5 +528,7 @@ def serving(
 
 
 def _file_name(network: str) -> str:
-    """A network's name or URL as part of a file's name."""
-    return "".join(c if c.isascii() and c.isalnum() else "-" for c in network).strip("-")
+    """A network's name or URL as part of a file's name, which must not tell a key."""
+    shown = address_shown(network)
+    plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in shown).strip("-")
+    return plain if shown == network else f"{plain}-{sha256(network.encode()).hexdigest()[:8]}"

@@ -269,13 +269,15 @@ def find_external_ip(urls: Sequence[str] = EXTERNAL_IP_URLS, timeout_s: float = 
 
     Raises: SourceUnavailable if none of them does.
     """
-    for url in urls:
-        try:
-            answer = requests.get(url, timeout=timeout_s)
-            answer.raise_for_status()
-            return str(ipaddress.IPv4Address(answer.text[:64].strip()))
-        except (requests.RequestException, ipaddress.AddressValueError):
-            continue
+    with requests.Session() as session:
+        session.trust_env = False  # a proxy would have its own address told
+        for url in urls:
+            try:
+                answer = session.get(url, timeout=timeout_s)
+                answer.raise_for_status()
+                return str(ipaddress.IPv4Address(answer.text[:64].strip()))
+            except (requests.RequestException, ipaddress.AddressValueError):
+                continue
     raise SourceUnavailable(
         f"none of {len(urls)} services told this machine's public address; name it with "
         "--axon.external_ip."

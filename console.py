@@ -4,7 +4,6 @@ Results go to stdout; progress bars, log lines and errors go to stderr, through
 one `rich` console, so that a line never lands in the middle of a live bar.
 """
 
-import json
 import logging
 import os
 import re
@@ -34,6 +33,7 @@ from rich.text import Text
 
 from config import ASSETS, SourceName, asset_spec
 from errors import ConfigError, MinerError
+from log_lines import KeyValueFormatter
 from protocol import PROTOCOL_PROFILES
 from settings import Settings, load_settings
 
@@ -282,29 +282,6 @@ def showing_progress(totals: Mapping[str, int]) -> Iterator[Callable[[str, str],
 
 # ---------------------------------------------------------------- log lines
 
-_RECORD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
-_BARE_VALUE: Final = re.compile(r"[^\s\"=]+")
-
-
-class _KeyValueFormatter(logging.Formatter):
-    """`time=… level=… logger=… event=…`, then whatever `extra` holds."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        moment = datetime.fromtimestamp(record.created, UTC)
-        pairs = {
-            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "event": record.getMessage(),
-        } | {key: value for key, value in vars(record).items() if key not in _RECORD_FIELDS}
-        line = " ".join(f"{key}={_quoted(value)}" for key, value in pairs.items())
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
-
-
-def _quoted(value: object) -> str:
-    text = str(value)
-    return text if _BARE_VALUE.fullmatch(text) else json.dumps(text, ensure_ascii=False)
-
 
 class _ConsoleHandler(logging.Handler):
     """Writes through the console that owns the progress bar."""
@@ -317,11 +294,7 @@ class _ConsoleHandler(logging.Handler):
 
 
 def configure_logging(level: str) -> None:
-    """Send log lines of `level` ("debug" to "error") and above to stderr.
-
-    One line per event: `log.info("answered", extra={"asset": "BTC"})` prints
-    `time=… level=info logger=miner event=answered asset=BTC`.
-    """
+    """Send log lines of `level` ("debug" to "error") and above to stderr, around live bars."""
     handler = _ConsoleHandler()
-    handler.setFormatter(_KeyValueFormatter())
+    handler.setFormatter(KeyValueFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -57,6 +57,7 @@ from feed_plans import (
     HostLimit,
     HttpPolicy,
 )
+from settings import address_shown
 
 log = logging.getLogger(__name__)
 
@@ -254,7 +255,7 @@ class HostClient:
     @property
     def place(self) -> str:
         """The host and its address, to name in messages."""
-        return f"{self._host.value} at {self._base_url}"
+        return f"{self._host.value} at {address_shown(self._base_url)}"
 
     def get(
         self, path: str, params: Mapping[str, str | int], *, weight: float, policy: HttpPolicy

@@ -52,7 +52,7 @@ from path_simulator import StepLaw
 from price_board import Anchor, AnchorSource, PriceBoard
 from protocol import protocol_profile, scoring_competition
 from settings import Settings
-from state_store import StateStore
+from state_store import StateStore, go_through
 from uncertainty_engine import Controller, neutral_controller, step_scales
 from wire_format import format_iso
 
@@ -440,13 +440,16 @@ class ForecastEngine:
 
     def checkpoint(self) -> None:
         """Write the newest states of every market. Raises StateError if the disk refuses."""
-        for (asset, frequency), market in self._markets.items():
-            with market.lock:
-                states, bars = market.states[-SAVED_STATES:], market.history.bars
-            if states:
-                saved = [{**state.to_dict(), "bars": _seen_bars(bars, state)} for state in states]
-                name = self._state_name(asset, frequency)
-                self._store.save(STATE_KIND, name, STATE_SCHEMA, {"states": saved})
+        go_through(self._checkpoint_market, self._markets.items())
+
+    def _checkpoint_market(self, entry: tuple[Pair, _Market]) -> None:
+        (asset, frequency), market = entry
+        with market.lock:
+            states, bars = market.states[-SAVED_STATES:], market.history.bars
+        if states:
+            saved = [{**state.to_dict(), "bars": _seen_bars(bars, state)} for state in states]
+            name = self._state_name(asset, frequency)
+            self._store.save(STATE_KIND, name, STATE_SCHEMA, {"states": saved})
 
     def _state_name(self, asset: str, frequency: Frequency) -> str:
         return f"{self._source.name}/{asset}_{frequency.value}"
@@ -463,11 +466,8 @@ class ForecastEngine:
         except ModelError as error:
             _take_note(market, str(error))
             models, is_read = None, not isinstance(error, UnreadableModel)
-        if is_read:  # else it is looked at again by the next refresh
-            market.publication = latest
-            market.said.clear()
-        elif models is None:
-            return
+        if not is_read and models is None:
+            return  # it is looked at again by the next refresh
         states = []
         if models is not None:
             states = self._saved_states(asset, frequency, models, market.history)
@@ -477,6 +477,9 @@ class ForecastEngine:
             if models is not None:
                 market.models, market.states = models, states
             market.views.clear()
+        if is_read:  # not before it is in use: what failed on the way is tried again
+            market.publication = latest
+            market.said.clear()
 
     def _saved_states(
         self, asset: str, frequency: Frequency, models: ModelSet, history: MarketHistory

@@ -34,7 +34,6 @@ from clock import Clock, market_speed, open_clock
 from config import DAY_S, Frequency, Venue
 from console import (
     add_common_arguments,
-    configure_logging,
     run_script,
     script_parser,
     settings_from,
@@ -45,6 +44,7 @@ from forecast_engine import ForecastEngine, reset_calibration
 from http_service import bind, build_app, server_for
 from ledger import LEDGER_FILE, Ledger
 from live_market import LiveMarket
+from log_lines import log_in_background
 from metrics import Metrics
 from miner_facts import AxonFacts, EngineFacts, MinerFacts, with_axon
 from operator_flags import (
@@ -83,6 +83,7 @@ TRIM_S: Final = 60
 REFRESH_AFTER_S: Final = 2
 BACKFILL_AFTER_S: Final = 5
 LATER_S: Final = 30
+BARS_LATE_S: Final = 3600  # by which a clock may be ahead of the newest bar and be right
 # Of market time by the venues' clocks: a minute's candle is closed and settled there.
 COLLECT_OFFSET_S: Final = 3
 OFFSET_JITTER_S: Final = 2  # to which our clock's distance from the venues' is known, rather less
@@ -142,6 +143,19 @@ class Miner:
         """The clock for a live source, else the end of the source's bars; Unix seconds."""
         return self.clock.now() if self._source.live else float(self.engine.now())
 
+    def settled_now(self) -> float:
+        """Now, but hardly later than the newest bar; -inf before the first one.
+
+        What is kept ages by this: a clock that jumps ahead must not make it look old.
+        """
+        held = (
+            self.engine.held(asset, frequency)
+            for asset, frequencies in self.engine.served().items()
+            for frequency in frequencies
+        )
+        ends = [history.bars.end_ts for history in held if history and len(history.bars)]
+        return min(self.now(), max(ends, default=-inf) + BARS_LATE_S)
+
     def close(self) -> None:
         """Refuse what still waits, and finish the ledger."""
         self.desk.close()
@@ -170,6 +184,14 @@ class Miner:
             trained, due = engine.trained(), engine.due()
             found = {"markets": len({*trained, *due}), "trained": len(trained), "due": len(due)}
             log.info("loaded", extra=found)
+
+    def score(self) -> None:
+        """Score the answers whose outcome is known by now."""
+        self.scores.step(self.settled_now())
+
+    def prune(self) -> None:
+        """Delete from the ledger what it keeps no longer."""
+        self.ledger.prune(self.settled_now())
 
     def tidy(self) -> None:
         """Let go of answers that nobody gets any more, and give back what memory is free."""
@@ -239,11 +261,11 @@ def duties(miner: Miner, settings: Settings, retrainer: Retrainer) -> list[Duty]
         Duty("checkpoint", miner.engine.checkpoint, every(CHECKPOINT_S), after_s=CHECKPOINT_S),
         Duty(
             "own scores",
-            lambda: miner.scores.step(miner.now()),
+            miner.score,
             each(miner.clock, 60, offset_s=SCORE_OFFSET_S),
             after_s=LATER_S,
         ),
-        Duty("prune", lambda: miner.ledger.prune(miner.now()), every(PRUNE_S), after_s=LATER_S),
+        Duty("prune", miner.prune, every(PRUNE_S), after_s=LATER_S),
         Duty("trim", miner.tidy, each(miner.clock, TRIM_S * speed, offset_s=TRIM_OFFSET_S), TRIM_S),
         Duty(
             "review", lambda: review_sets(miner.engine, settings), every(REVIEW_S), after_s=REVIEW_S
@@ -365,7 +387,7 @@ def main() -> int:
     """Serve until SIGINT or SIGTERM. Returns the exit code."""
     args = _arguments()
     settings, operator = settings_from(args), operator_settings(args)
-    configure_logging(operator.log_level or settings.log_level)
+    log_in_background(operator.log_level or settings.log_level)
     for remark in operator.remarks:
         log.warning("%s", remark)
     require_writable(settings.state_dir, "--state-dir")

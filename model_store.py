@@ -123,10 +123,11 @@ def publish_set(
     for name, data in files.items():
         write_atomically(target / name, data)
     before = _names_in_use(model_dir, asset, frequency)
-    previous = next((name for name in before if name != model_id), None)
+    previous = next((name for name in before or () if name != model_id), None)
     pointer = orjson.dumps({"current": model_id, "previous": previous})
     write_atomically(folder / POINTER, pointer)
-    _remove_others(folder, {model_id, previous})
+    if before is not None:
+        _remove_others(folder, {model_id, previous})
     return target
 
 
@@ -152,9 +153,12 @@ def roll_back(model_dir: Path, asset: str, frequency: Frequency, leave: str) -> 
     return older
 
 
-def _names_in_use(model_dir: Path, asset: str, frequency: Frequency) -> list[str]:
+def _names_in_use(model_dir: Path, asset: str, frequency: Frequency) -> list[str] | None:
+    """Newest first; None while nobody can say, and so no set may be removed."""
     try:
         return [path.name for path in published_sets(model_dir, asset, frequency)]
+    except UnreadableModel:
+        return None
     except ModelError:  # a damaged pointer is what publishing repairs
         return []
 

@@ -236,7 +236,7 @@ class ScoreKeeper:
     def step(self, now: float) -> int:
         """Score what has matured by `now`; returns how many answers were."""
         scored = score_matured(self._ledger, self._histories, now, self._profile, seed=self._seed)
-        if now - self._summed_at >= SUMMARY_S:  # it reads ten days of scores
+        if abs(now - self._summed_at) >= SUMMARY_S:  # it reads ten days of scores
             self._latest = summarise(self._ledger, now, self._days)
             self._summed_at = now
         return scored

@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from io import SEEK_END, RawIOBase
 from pathlib import Path
 from threading import Lock
 from typing import Final
@@ -84,6 +85,14 @@ def _read_keys(path: Path) -> set[_Key]:
     return keys
 
 
+def _line_end(file: RawIOBase) -> bytes:
+    """What ends a last line that a full disk cut off."""
+    if not file.seek(0, SEEK_END):
+        return b""
+    file.seek(-1, SEEK_END)
+    return b"" if file.read(1) == b"\n" else b"\n"
+
+
 def _append(path: Path, text: str) -> None:
     """In one write, so that lines of two processes do not mix."""
     try:
@@ -91,8 +100,10 @@ def _append(path: Path, text: str) -> None:
         if path.exists() and path.stat().st_size > _MAX_BYTES:
             path.replace(path.with_name(f"{path.name}.old"))
         path.touch(mode=0o600)
-        with path.open("ab", buffering=0) as file:
-            file.write(text.encode())
+        with path.open("a+b", buffering=0) as file:
+            left = memoryview(_line_end(file) + text.encode())
+            while left:  # a disk that fills up takes a part, and refuses the rest
+                left = left[file.write(left) :]
     except OSError as error:
         raise StateError(
             f"{path} cannot be written ({error.strerror}); free some disk space or make the "

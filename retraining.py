@@ -79,6 +79,8 @@ class Training:
                 with suppress(ProcessLookupError, subprocess.TimeoutExpired):
                     os.killpg(self._process.pid, signal_number)
                     self._process.wait(STOP_S)
+        with suppress(ProcessLookupError):  # what a killed one left behind, of its group
+            os.killpg(self._process.pid, signal.SIGKILL)
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._stderr.close()

@@ -20,6 +20,7 @@ from forecast_engine import ForecastEngine
 from lgbm_predictor import ModelSet, load_model_set
 from model_store import published_sets, roll_back
 from settings import Settings
+from state_store import locked
 from uncertainty_engine import gamma_deviance, step_scales
 
 STRIDE_S: Final = {Frequency.HF: 900, Frequency.LF: 3600}  # between judged forecasts
@@ -70,7 +71,8 @@ def _review_market(history: MarketHistory, settings: Settings) -> None:
         return  # rolled back already
     review = compare_sets(newer, older, history)
     if review.is_worse:
-        roll_back(settings.model_dir, asset, frequency, leave=newer.model_id)
+        with locked(settings.model_dir, "going back to an older set"):  # trainings publish there
+            roll_back(settings.model_dir, asset, frequency, leave=newer.model_id)
         log.warning(
             "rolled back",
             extra={

@@ -91,6 +91,12 @@ def _within(name: str, value: float, low: float, high: float) -> None:
         raise BadSetting(name, f"{name}={value}", f"is out of range; use {low} to {high}.")
 
 
+def address_shown(address: str) -> str:
+    """An address as messages may name it: scheme, host and port, for the rest may be a key."""
+    parts = urlsplit(address)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else address
+
+
 def _is_address(name: str, url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:

@@ -8,7 +8,6 @@ keys and settings never.
 """
 
 import logging
-import re
 import statistics
 import threading
 import time
@@ -29,6 +28,7 @@ from markupsafe import Markup
 from answer_desk import ANSWERED, AnswerRecord, DeskLoad, Outcome
 from config import DAY_S, FREQUENCIES, Frequency
 from errors import MinerError
+from log_lines import without_secrets
 from miner_facts import STALE_BARS, FactSource, MarketFacts
 from own_scores import OwnScore, Pair
 from plots import CSS_COLOURS, small_fan, svg_markup
@@ -78,16 +78,17 @@ class RecentLog(logging.Handler):
     """Keeps the last warnings and errors. Add it to the root logger."""
 
     _EXTRAS: Final = ("duty", "asset", "frequency", "status", "reason")
-    # What looks like a key or a seed; no line should hold one, and no page will.
-    _SECRET: Final = re.compile(r"\b(0x)?[0-9a-fA-F]{64,}\b")
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._lines: deque[LogLine] = deque(maxlen=KEPT_LINES)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the line; the same again only counts."""
-        text = self._text(record)
+        """Keep the line; the same again only counts. Never raises."""
+        try:
+            text = self._text(record)
+        except Exception:  # noqa: BLE001  # logging must never end the program
+            text = f"a line of {record.name} that cannot be put together; the log has it"
         line = LogLine(at=record.created, level=record.levelname.lower(), text=text)
         if self._lines and (self._lines[0].level, self._lines[0].text) == (line.level, text):
             line = replace(line, count=self._lines.popleft().count + 1)
@@ -106,7 +107,7 @@ class RecentLog(logging.Handler):
         parts += [str(getattr(record, name)) for name in self._EXTRAS if hasattr(record, name)]
         if record.exc_info and record.exc_info[0]:
             parts.append(f"{record.exc_info[0].__name__}: {record.exc_info[1]}")
-        text = self._SECRET.sub("[hidden]", " · ".join(parts))
+        text = without_secrets(" · ".join(parts))
         return text if len(text) <= LINE_LENGTH else f"{text[:LINE_LENGTH]}…"
 
 

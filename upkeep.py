@@ -87,7 +87,17 @@ class Upkeep:
         while not self._stopping.is_set():
             went_well = attempt(duty, is_over=self._stopping.is_set)
             if not self._stopping.is_set():
-                duty.sleep(duty.pause() if went_well else max(duty.pause(), FAILED_PAUSE_S))
+                duty.sleep(_pause(duty, went_well=went_well))
+
+
+def _pause(duty: Duty, *, went_well: bool) -> float:
+    """Until it is done again, s. Never raises."""
+    try:
+        pause_s = duty.pause()
+    except Exception:
+        log.exception("duty failed", extra={"duty": duty.name})
+        return FAILED_PAUSE_S
+    return pause_s if went_well else max(pause_s, FAILED_PAUSE_S)
 
 
 def attempt(duty: Duty, *, is_over: Callable[[], bool] = lambda: False) -> bool:

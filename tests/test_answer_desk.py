@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 import weakref
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 import answer_desk
 from answer_desk import (
+    AT_WILL_S,
     MAX_AHEAD_S,
     AnswerDesk,
     AnswerRecord,
@@ -668,6 +670,23 @@ def test_a_prompt_refused_for_itself_or_its_sender_is_told_from_noise(desk, told
     (record,) = told
     assert record.outcome is outcome
     assert (record.request, record.reason) == (prompt(), "so it is.")
+
+
+def test_what_strangers_can_send_at_will_is_one_line_a_minute(walks, caplog):
+    now, told = 1000.0, list[AnswerRecord]()
+    opened = AnswerDesk(walks, observers=[told.append], monotonic=lambda: now)
+    with closing(opened), caplog.at_level(logging.INFO, logger="answer_desk"):
+        for _ in range(3):
+            for _ in range(100):
+                opened.turn_away(CALLER, "the signature is missing.", now=NOW)
+            opened.turn_away(CALLER, NotAllowed("no stake."), now=NOW)
+            opened.turn_away(CALLER, RequestError("no such asset."), now=NOW)
+            now += AT_WILL_S
+    assert len(told) == 3 * 102  # all of them are counted
+    lines = [(entry.outcome, getattr(entry, "others_since", 0)) for entry in caplog.records]
+    first = [("turned_away", 0), ("not_allowed", 0), ("refused", 0)]
+    later = [("turned_away", 99), ("not_allowed", 0), ("refused", 0)]
+    assert lines == [*first, *later, *later]
 
 
 def test_every_outcome_leaves_one_log_line(desk, caplog):

@@ -28,7 +28,15 @@ import axon_gate
 import miner
 import slow_callers
 from answer_desk import AnswerDesk, AnswerRecord, Outcome
-from axon_adapter import AxonServer, BittensorReader, bt, load_wallet, serving, snapshot_of
+from axon_adapter import (
+    AxonServer,
+    BittensorReader,
+    _file_name,
+    bt,
+    load_wallet,
+    serving,
+    snapshot_of,
+)
 from caller_rules import CallerPolicy, Neuron
 from chain import ChainSnapshot, Endpoint, StaticChain
 from data_fetcher import SimulatedSource
@@ -981,6 +989,22 @@ def reader(here):
 def test_a_node_that_is_not_there_is_one_sentence(reader):
     with pytest.raises(ChainUnavailable, match=r"subnet 50 of ws://.* cannot be read \(Conn"):
         reader.read()
+
+
+@pytest.mark.parametrize("key", ["user:s3cret@127.0.0.1:1", "127.0.0.1:1/v3/s3cret?key=s3cret"])
+def test_no_message_and_no_file_name_tells_the_key_of_a_node(here, key):
+    server = AxonServer(here)
+    reader = BittensorReader(server.axon, ChainSettings(network=f"ws://{key}"))
+    try:
+        with pytest.raises(ChainUnavailable, match=r"subnet 50 of ws://127\.0\.0\.1:1 ") as caught:
+            reader.read()
+    finally:
+        server.stop()
+    assert "s3cret" not in str(caught.value)
+    assert "s3cret" not in _file_name(f"ws://{key}")
+    assert _file_name(f"ws://{key}") != _file_name(f"ws://{key}9")
+    assert _file_name("finney") == "finney"
+    assert _file_name("ws://127.0.0.1:9944") == "ws---127-0-0-1-9944"
 
 
 def test_the_axon_is_published_under_its_new_address(reader):

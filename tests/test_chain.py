@@ -291,6 +291,13 @@ def test_the_first_service_that_tells_an_address_is_believed():
             find_external_ip(urls[:2])
 
 
+def test_a_proxy_is_not_asked_for_our_address(monkeypatch):
+    with lookups() as base:
+        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+        monkeypatch.setenv("NO_PROXY", "")
+        assert find_external_ip([f"{base}/good"]) == "198.51.100.7"
+
+
 # ---------------------------------------------------------------- on its thread
 
 

@@ -99,6 +99,15 @@ def client(venues: LoopbackVenues, slept: list[float]) -> Iterator[HostClient]:
     client.close()
 
 
+def test_no_message_tells_the_key_in_an_address():
+    address = "user:s3cret@127.0.0.1:1/s3cret"  # of a proxy of one's own
+    client = HostClient(FeedHost.BINANCE, f"http://{address}", now=FixedClock().now)
+    with pytest.raises(FeedUnreachable, match=r"binance at http://127\.0\.0\.1:1 cannot") as caught:
+        ask(client, HASTY)
+    client.close()
+    assert "s3cret" not in str(caught.value)
+
+
 def test_a_closed_client_asks_nobody(client, venues):
     ask(client)
     client.close()
@@ -216,7 +225,7 @@ def test_what_does_not_pass_is_told_by_its_name_after_the_last_attempt(client, v
     venues.faults.add(FaultRule(fault=fault))
     with pytest.raises(kind) as caught:
         ask(client, HASTY if fault in SLOW else replace(POLICY, attempts=2))
-    assert f"binance at {venues.address}/binance" in one_sentence(caught)
+    assert f"binance at {venues.address} " in one_sentence(caught)
     assert venues.count() == 2
 
 

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import forecast_engine
 from config import DAY_S, FREQUENCIES, Frequency
 from data_fetcher import ArchiveSource, LoadedHistory, SimulatedSource, open_source
 from domain import Bars, ForecastRequest, MarketHistory, PriceQuote
-from errors import NoPriceError, RequestError, UnknownAsset, UnreadableState
+from errors import NoPriceError, RequestError, StateError, UnknownAsset, UnreadableState
 from feed_plans import feed_plans
 from forecast_engine import (
     OLD_AT_START_S,
@@ -473,6 +474,50 @@ def test_a_newly_published_set_is_taken_up_by_a_refresh(archive, settings, own_m
     assert answer.diagnostics.rung == Rung.LIGHTGBM.value
     assert answer.diagnostics.model_id == result.model_id
     assert engine.trained() == {("BTC", HF): archive.now() - 2 * DAY_S}
+
+
+def test_a_market_whose_state_the_disk_refuses_keeps_no_other_from_being_saved(
+    archive, settings, monkeypatch
+):
+    engine = ForecastEngine.open(archive, settings)
+    save, tried = StateStore.save, list[str]()
+
+    def refuse_the_first(store, kind, name, schema, document):
+        tried.append(name)
+        if len(tried) == 1:
+            raise StateError("the disk is full; free some space.")
+        save(store, kind, name, schema, document)
+
+    monkeypatch.setattr(StateStore, "save", refuse_the_first)
+    engine.answer(hour(engine))
+    engine.answer(day(engine))
+    with pytest.raises(StateError, match="the disk is full"):
+        engine.checkpoint()
+    assert tried == ["archive/BTC_hf", "archive/BTC_lf"]
+    assert (settings.state_dir / "market" / "archive" / "BTC_lf.msgpack").exists()
+
+
+def test_a_set_whose_taking_up_failed_is_taken_up_by_the_next_refresh(
+    archive, settings, own_models, trained, monkeypatch
+):
+    engine = ForecastEngine.open(archive, replace(settings, model_dir=own_models))
+    old = engine._markets["BTC", HF].models
+    publish_set(own_models, "BTC", HF, "newer", trained[HF].files)
+
+    def out_of_memory(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forecast_engine, "prepare_drawing", out_of_memory)
+        for _ in range(2):
+            with pytest.raises(MemoryError):
+                engine.refresh()
+        assert engine._markets["BTC", HF].models is old
+    engine.refresh()
+    taken = engine._markets["BTC", HF].models
+    assert taken is not old
+    engine.refresh()
+    assert engine._markets["BTC", HF].models is taken  # once
 
 
 def test_a_set_that_was_repaired_under_its_own_name_is_taken_up(

@@ -51,6 +51,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     ),
     2: (
         "allocator",
+        "log_lines",
         "clock",
         "quarantine",
         "bar_store",

@@ -7,7 +7,8 @@ import shutil
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 
 import httpx
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 
 from answer_desk import SHARED_S, Caller
 from clock import RehearsalClock, SystemClock
-from config import FREQUENCIES, Frequency
+from config import DAY_S, FREQUENCIES, Frequency
 from data_fetcher import LiveSource, open_source
 from domain import ForecastRequest
 from feed_plans import FeedHost
@@ -264,6 +265,44 @@ def test_a_refresh_takes_up_what_was_published_since(settings, trained):
         assert list(untrained.engine.trained()) == [("BTC", HF)]
     finally:
         untrained.close()
+
+
+def kept(miner):
+    """Prompts on record, and answers that wait for their outcome."""
+    end = miner.engine.now() + DAY_S
+    return len(miner.ledger.prompts(since=0)), len(miner.ledger.pending("BTC", "hf", end, 10))
+
+
+@pytest.mark.parametrize("ahead_days", [3, 40, 400])
+def test_a_clock_that_jumps_ahead_makes_nothing_old_that_is_kept(
+    miner, settings, monkeypatch, ahead_days
+):
+    request = ForecastRequest(
+        asset="BTC", start_ts=miner.engine.now() + 60, increment_s=60, length_s=3600, num_paths=20
+    )
+    caller = Caller(name="5Validator", transport="axon")
+    asyncio.run(miner.desk.answer(request, encoder=SHADOW_JSON, caller=caller, now=miner.now()))
+    miner.ledger.flush()
+    assert kept(miner) == (1, 1)
+    jumped = miner.now() + ahead_days * DAY_S
+    monkeypatch.setattr(miner, "now", lambda: jumped)
+    run("own scores", miner, settings)
+    run("prune", miner, settings)
+    assert kept(miner) == (1, 1)
+    miner.scores.step(jumped)  # what the jump would cost
+    miner.ledger.prune(jumped)
+    assert kept(miner) == (1 if ahead_days < KEPT_DAYS else 0, 0)
+
+
+def test_before_the_first_bar_nothing_is_old(settings, tmp_path):
+    empty = replace(settings, source="venue", state_dir=tmp_path / "empty")
+    opened = Miner(empty, None, open_source(empty))
+    try:
+        assert opened.settled_now() == -inf
+        opened.score()
+        opened.prune()
+    finally:
+        opened.close()
 
 
 def test_a_retraining_looks_at_what_is_due(miner, settings):

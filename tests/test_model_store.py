@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 from contextlib import suppress
+from pathlib import Path
 
 import orjson
 import pytest
@@ -241,6 +242,27 @@ def test_going_back_may_be_repeated_when_the_disk_failed_halfway(tmp_path, monke
     for _ in range(2):
         assert roll_back(tmp_path, "BTC", HF, leave="two").name == "one"
         assert names(tmp_path) == ["one", "two"]
+
+
+def test_while_the_pointer_cannot_be_read_publishing_removes_no_set(tmp_path, monkeypatch):
+    publish(tmp_path, "one")
+    publish(tmp_path, "two")
+    read = Path.read_bytes
+
+    def refuse(path):
+        if path.name == POINTER:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        publish(tmp_path, "three")
+    folder = set_folder(tmp_path, "BTC", HF)
+    assert names(tmp_path) == ["three"]
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"one", "two", "three"}
+    publish(tmp_path, "four")
+    assert names(tmp_path) == ["four", "three"]
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"four", "three"}
 
 
 def test_without_a_set_before_there_is_no_way_back(tmp_path):

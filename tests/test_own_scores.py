@@ -248,3 +248,13 @@ def test_the_keeper_has_the_latest_summary_ready(book, histories):
     assert keeper.latest()["BTC", Frequency.HF].answers == 1
     keeper.step(end + 200 + own_scores.SUMMARY_S)
     assert keeper.latest()["BTC", Frequency.HF].answers == 2
+
+
+def test_a_clock_that_is_set_back_does_not_hold_the_summary_up(book, histories):
+    history = histories["BTC", Frequency.HF]
+    end = history.price_bars.end_ts
+    keeper = ScoreKeeper(book, histories, PROFILE)
+    keeper.step(end + 200 + 7 * DAY_S)
+    answered(book, history, start_of(history, 6))
+    keeper.step(end + 200)
+    assert keeper.latest()["BTC", Frequency.HF].answers == 1

@@ -1,6 +1,8 @@
 """Refused rows: one line each, once, bounded, and never a reason to stop."""
 
 import json
+import resource
+import signal
 
 import pytest
 
@@ -47,6 +49,25 @@ def test_a_damaged_line_hides_no_other(tmp_path):
     path = Quarantine(tmp_path).path("binance:BTCUSDT", "BTC", 60)
     path.write_bytes(b"\xff{broken\n[1]\n" + path.read_bytes())
     assert add(tmp_path, row(60), row(120)) == 1
+
+
+def test_a_line_that_a_full_disk_cut_off_spoils_no_later_one(tmp_path):
+    add(tmp_path, row(60))
+    size = Quarantine(tmp_path).path("binance:BTCUSDT", "BTC", 60).stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))
+        with pytest.raises(StateError, match="free some disk space"):
+            add(tmp_path, row(120), row(180))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    path = Quarantine(tmp_path).path("binance:BTCUSDT", "BTC", 60)
+    assert path.stat().st_size == size + 20  # a part of it was taken
+    assert add(tmp_path, row(120), row(240)) == 2
+    whole, _cut_off, *later = path.read_text().splitlines()
+    assert [json.loads(line)["ts"] for line in (whole, *later)] == [60, 120, 240]
 
 
 def test_a_file_that_has_grown_makes_room(tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config import DAY_S, Frequency
-from console import _KeyValueFormatter
 from domain import Bars
+from log_lines import KeyValueFormatter
 from rehearsal_findings import (
     FLAT_MB_PER_MARKET_HOUR,
     TRAINING_ALLOWANCE_S,
@@ -166,7 +166,7 @@ def test_sets_of_other_pairs_do_not_count():
 )
 def test_a_log_line_is_read_as_it_was_meant(extra, message):
     record = logging.makeLogRecord({"msg": message.replace("%", ""), "levelname": "INFO", **extra})
-    line = _KeyValueFormatter().format(record)
+    line = KeyValueFormatter().format(record)
     found = read_log_line(line)
     for key, value in extra.items():
         text = str(value)

@@ -202,6 +202,24 @@ def test_a_training_that_hangs_is_ended_with_its_workers_and_the_next_pair_is_tr
     retrainer.stop()
 
 
+def test_what_a_killed_training_leaves_behind_is_ended_too(log, tmp_path):
+    child = tmp_path / "child"
+    code = (
+        "import os, pathlib, signal, subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"pathlib.Path({str(child)!r}).write_text(str(child.pid))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"  # as for want of memory
+    )
+    retrainer = Retrainer(lambda: [BTC], lambda _pair: python(code), Clock())
+    retrainer.step()
+    wait_for(lambda: under_way(retrainer).exit_code() is not None)
+    left = int(child.read_text())
+    assert is_running(left)
+    retrainer.step()
+    wait_for(lambda: not is_running(left))
+    assert outcomes(log) == [("training", "BTC"), ("training failed", "BTC")]
+
+
 def test_a_training_that_will_not_listen_is_killed(monkeypatch, tmp_path):
     monkeypatch.setattr(retraining, "STOP_S", 0.2)
     deaf = tmp_path / "deaf"

@@ -13,6 +13,7 @@ from lgbm_predictor import CALIBRATION, load_model_set
 from model_store import MANIFEST, digest, publish_set, published_sets, seal_manifest
 from set_review import LEAST_BLOCKS, Review, compare_sets, review_sets
 from settings import Settings
+from state_store import locked
 
 HF = Frequency.HF
 
@@ -121,3 +122,22 @@ def test_one_damaged_set_keeps_no_other_from_being_looked_at(
     (entry,) = caplog.records
     assert entry.getMessage() == "review failed"
     assert entry.asset == "BTC"
+
+
+def test_while_a_training_publishes_no_set_is_gone_back_from(
+    good, archive, model_dir, tmp_path, caplog
+):
+    folder = tmp_path / "models"
+    before = published_sets(model_dir, "BTC", HF)[0]
+    files = {path.name: path.read_bytes() for path in before.iterdir()}
+    publish_set(folder, "BTC", HF, before.name, files)
+    publish_spoiled(folder, good, before, later_s=3600)
+    settings = Settings(source="archive", model_dir=folder, state_dir=tmp_path / "state")
+    engine = ForecastEngine.open(archive, settings)
+    with caplog.at_level(logging.INFO, logger="set_review"):
+        with locked(folder, "training"):
+            review_sets(engine, settings)
+        assert published_sets(folder, "BTC", HF)[0].name == "worse"
+        review_sets(engine, settings)
+    assert [entry.getMessage() for entry in caplog.records] == ["review failed", "rolled back"]
+    assert published_sets(folder, "BTC", HF)[0].name == before.name

@@ -266,6 +266,25 @@ def test_requests_are_listed_the_latest_first_with_their_reasons(page, requests)
     assert "last hour: 1 repeated, 1 too late" in text
 
 
+class Unspeakable(Exception):
+    """Even its text is a fault."""
+
+    def __str__(self):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("message", "args", "error"),
+    [("lost %d frames", ("many",), None), ("failed", (), Unspeakable())],
+)
+def test_a_line_that_cannot_be_put_together_ends_nobody(lines, message, args, error):
+    exc_info = None if error is None else (type(error), error, None)
+    record = logging.LogRecord("bittensor", logging.WARNING, "", 0, message, args, exc_info)
+    lines.handle(record)
+    (line,) = lines.lines()
+    assert line.text == "a line of bittensor that cannot be put together; the log has it"
+
+
 def test_a_flood_of_rejects_is_counted_and_pushes_nothing_off_the_page(page, requests):
     requests.observe(record(caller="5Honest"))
     for _ in range(2 * status_page.KEPT_REQUESTS):

@@ -36,6 +36,18 @@ def test_a_duty_that_can_wait_is_first_done_after_its_time_and_not_at_the_stop()
         assert began.wait(PATIENCE_S)
 
 
+def test_a_duty_whose_pause_cannot_be_told_goes_on(caplog, monkeypatch):
+    monkeypatch.setattr("upkeep.FAILED_PAUSE_S", 0.0)
+    done = []
+
+    def pause():
+        raise ZeroDivisionError("a bug")
+
+    with upkeep_of(Duty("work", lambda: done.append(1), pause)):
+        wait_for(lambda: len(done) >= 3)
+    assert {entry.getMessage() for entry in caplog.records} == {"duty failed"}
+
+
 def test_a_failing_duty_stops_no_other(caplog):
     caplog.set_level(logging.INFO, logger="upkeep")
     done = []
