@@ -58,7 +58,7 @@ from domain import IntArray
 from errors import ConfigError, DataError, MinerError, StateError
 from garch_baseline import Garch, require_arch
 from lgbm_trainer import progress_steps
-from state_store import locked, require_writable, write_atomically
+from state_store import locked, require_file, require_writable, write_atomically
 from task_pool import Job, TaskPool, open_pool, tell, work_off
 from walk_forward import (
     BASELINES,
@@ -493,12 +493,11 @@ def _require_outputs(args: Namespace) -> None:
     for flag, folder in (
         ("--export-predictions", args.export_predictions),
         ("--report", args.report),
-        ("--json", args.json and args.json.parent),
     ):
         if folder is not None:
             require_writable(folder, flag)
-    if args.json is not None and args.json.is_dir():
-        raise StateError(f"{args.json} is a folder; name a file with --json.")
+    if args.json is not None:
+        require_file(args.json, "--json")
 
 
 def _write(args: Namespace, run: _Run, document: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ Results go to stdout; progress bars, log lines and errors go to stderr, through
 one `rich` console, so that a line never lands in the middle of a live bar.
 """
 
+import errno
 import logging
 import os
 import re
@@ -39,6 +40,8 @@ from settings import Settings, load_settings
 
 Cell: TypeAlias = str | int | float | Text | None
 
+EARLIEST_YEAR: Final = 2000
+LATEST_YEAR: Final = 2100
 EXIT_FAILURE: Final = 1
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
 
@@ -138,6 +141,10 @@ def moment(text: str) -> int:
         raise ConfigError(
             f"{text!r} is not an ISO 8601 time; write e.g. 2025-12-01T00:00:00Z."
         ) from None
+    if not EARLIEST_YEAR <= time.year < LATEST_YEAR:
+        raise ConfigError(
+            f"{text!r} is out of range; write a time from {EARLIEST_YEAR} to {LATEST_YEAR}."
+        )
     return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp())
 
 
@@ -170,10 +177,20 @@ def run_script(main: Callable[[], int]) -> NoReturn:
         _complain("interrupted.")
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Python flushes stdout once more at exit; it must not find the pipe again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
+        code = EXIT_FAILURE
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise  # a file's own errors are told where it is written
+        _close_stdout()
+        _complain("standard output cannot be written (the disk is full); free some disk space.")
         code = EXIT_FAILURE
     sys.exit(code)
+
+
+def _close_stdout() -> None:
+    """Python flushes stdout once more at exit; it must not find the pipe or the disk again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(sentence: str) -> None:

@@ -12,6 +12,7 @@ them `open`, `high`, `low`, `volume`; or daily partitions
 has both for an asset, the single file is used.
 """
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +49,8 @@ from protocol import protocol_profile
 from settings import Settings
 from simulated_market import simulate_bars
 from spans import Span
+
+log = logging.getLogger(__name__)
 
 # ---------------------------------------------------------------- the seam
 
@@ -512,13 +515,13 @@ class ArchiveSource:
 
 def _find_series(folder: Path) -> dict[tuple[str, int], _Series]:
     """Every series below the folder, or below its `market_data/prices`."""
-    if not folder.is_dir():
-        fault = "is not a folder" if folder.exists() else "does not exist"
-        raise SourceUnavailable(
-            f"archive folder {folder} {fault}; name an existing one with --archive-dir."
-        )
     nested = folder / "market_data" / "prices"
     try:
+        if not folder.is_dir():
+            fault = "is not a folder" if folder.exists() else "does not exist"
+            raise SourceUnavailable(
+                f"archive folder {folder} {fault}; name an existing one with --archive-dir."
+            )
         roots = [folder, nested] if nested.is_dir() else [folder]
         entries = sorted(entry for root in roots for entry in root.iterdir())
         found = [*map(_partitioned_series, entries), *map(_file_series, entries)]
@@ -540,10 +543,23 @@ def _partitioned_series(path: Path) -> _Series | None:
     minutes = path / "1m"
     if not minutes.is_dir():
         return None
-    days = sorted(day for day in minutes.iterdir() if _PARTITION.fullmatch(day.name))
+    days = sorted(day for day in minutes.iterdir() if _is_of_a_day(day))
     if not days:
         return None
     return _Series(asset=path.name, bar_s=MINUTE_S, paths=tuple(days), partitioned=True)
+
+
+def _is_of_a_day(path: Path) -> bool:
+    if not _PARTITION.fullmatch(path.name):
+        return False
+    try:
+        _day_of(path)
+    except ValueError:
+        log.warning(
+            "%s is named after no day and left out; rename it to date=YYYY-MM-DD.parquet.", path
+        )
+        return False
+    return True
 
 
 def _last_end(series: _Series) -> int:
@@ -617,10 +633,17 @@ def _read_table(path: Path, prices: tuple[str, ...]) -> pa.Table:
     for name in prices:
         column = table[name] if name in schema.names else missing
         columns[name] = column.cast(pa.float64(), safe=False)
-    columns["origin"] = (table["source"] if "source" in schema.names else missing).cast(pa.string())
-    columns["final"] = (table["is_final"] if "is_final" in schema.names else missing).cast(
-        pa.bool_()
-    )
+    for name, column, kind in (
+        ("origin", "source", pa.string()),
+        ("final", "is_final", pa.bool_()),
+    ):
+        try:
+            columns[name] = (table[column] if column in schema.names else missing).cast(kind)
+        except pa.ArrowException as error:
+            raise DataError(
+                f"{path} has no {kind} in the column {column} ({_first_line(error)}); mend the "
+                "column or leave it out."
+            ) from error
     return pa.table(columns)
 
 

@@ -297,6 +297,11 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family)
+    except UnicodeError:
+        raise ConfigError(
+            f"the pages cannot listen on {host!r}, which is no name of a host; choose another with "
+            "--host."
+        ) from None
     except OSError as error:
         where = f"the pages cannot listen on {host} port {port}"
         if error.errno == errno.EADDRINUSE:

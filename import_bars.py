@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 from bar_cleaning import SetAsideBar, summarise_set_aside
 from bar_store import BarStore
+from clock import SystemClock
 from config import FeedSymbol, Venue
 from console import (
     Cell,
@@ -29,10 +31,13 @@ from console import (
 )
 from data_fetcher import ArchiveSource
 from domain import Bars
-from errors import ConfigError, MinerError
+from errors import ConfigError, DataError, MinerError
 from feed_plans import feed_plans, known_feed
 from protocol import protocol_profile
 from settings import Settings
+from wire_format import format_iso
+
+LATER: Final = "closes after now"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     store = BarStore(settings.state_dir)
     feeds = _feeds(args.feed, args.assets or list(source.frequencies()))
     wanted = args.assets or list(feeds)
+    now = int(SystemClock().now())
     failures = [
         f"{settings.archive_dir} has no bars of {asset}; it has {', '.join(source.frequencies())}."
         for asset in wanted
@@ -67,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for asset, bar_s in source.series():
         if asset in wanted and asset in feeds:
             try:
-                done.append(_import(source, store, feeds[asset], asset, bar_s))
+                done.append(_import(source, store, feeds[asset], asset, bar_s, now))
             except MinerError as error:
                 failures.append(str(error))
     if not feeds and not failures:
@@ -125,10 +131,22 @@ def _feeds(venue: str, assets: Sequence[str]) -> dict[str, FeedSymbol]:
 
 
 def _import(
-    source: ArchiveSource, store: BarStore, feed: FeedSymbol, asset: str, bar_s: int
+    source: ArchiveSource, store: BarStore, feed: FeedSymbol, asset: str, bar_s: int, now: int
 ) -> _Imported:
-    """Store one series under the feed's name. Raises: DataError, StateError, BusyError."""
-    bars, set_aside = source.load_bars(asset, bar_s)
+    """Store one series under the feed's name, as far as it is known by `now`.
+
+    Raises: DataError, StateError, BusyError.
+    """
+    found, set_aside = source.load_bars(asset, bar_s)
+    bars = found.between(None, now)
+    if not len(bars):
+        raise DataError(
+            f"{asset}: all {len(found)} bars close after now, {format_iso(now)}; set the clock "
+            "right, or mend their times."
+        )
+    rest = slice(len(bars), None)
+    later = zip(found.open_ts[rest].tolist(), found.close[rest].tolist(), strict=True)
+    set_aside += tuple(SetAsideBar(ts=ts, close=close, reason=LATER) for ts, close in later)
     labelled = replace(bars, feed=feed.name)
     new = store.append(feed.venue.value, asset, labelled).new
     return _Imported(asset=asset, bars=labelled, new=new, set_aside=set_aside)

@@ -47,6 +47,7 @@ from path_checks import Verdict
 from scheduled_events import EVENTS_FILE, known_events
 from settings import Settings
 from state_store import fault_of, folder_mark
+from wire_format import format_iso
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ STALE_CADENCES: Final = 1.5  # a training may take its time
 NEGLECTED_CADENCES: Final = 10  # nobody retrains
 GAP_DAYS: Final = 3  # what every venue still has, so that the miner can mend it
 OLD_BARS_S: Final = DAY_S
+AHEAD_S: Final = 300  # a clock that is off by less is judged by the venues'
 
 # Measured with benchmarks/store.py and a year of one-minute bars, rounded up.
 BARS_MB: Final = 40  # of an asset in a year: two feeds where the scored one forgets
@@ -259,7 +261,11 @@ def check_folder(folder: Path, flag: str) -> Finding:
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists."""
     folder = folder.resolve()
-    return next(place for place in (folder, *folder.parents) if place.exists())
+    for place in (folder, *folder.parents):
+        with suppress(OSError):  # it lies in a folder that this user may not enter
+            if place.exists():
+                return place
+    return Path(folder.anchor)
 
 
 def _barred(folder: Path) -> list[Path]:
@@ -604,6 +610,7 @@ def _judge_bars(
 ) -> Finding:
     absent = [asset for asset in plans if asset not in ends]
     old = [f"{asset} {_ago(now - end)}" for asset, end in ends.items() if now - end > OLD_BARS_S]
+    ahead = [f"{asset} {format_iso(end)}" for asset, end in ends.items() if end > now + AHEAD_S]
     holed = [f"{asset} {minutes} min" for asset, minutes in gaps.items() if minutes]
     faults = [
         f"{what} ({_few(names)})"
@@ -611,6 +618,7 @@ def _judge_bars(
             (f"none of the last {GAP_DAYS} days are stored", absent),
             ("the newest are old", old),
             ("gaps", holed),
+            ("the newest are ahead of the clock, which may be wrong", ahead),
         )
         if names
     ]

@@ -10,6 +10,7 @@ import orjson
 from console import table
 from rehearsal_findings import DiskUse, Findings, Point, memory_growth, name_of, passed
 from rehearsal_plan import Fate
+from state_store import write_atomically
 
 
 def print_findings(found: Findings, points: Sequence[Point]) -> None:
@@ -164,8 +165,7 @@ def write_report(path: Path, found: Findings, points: Sequence[Point], about: An
         "lives": [list(life[:: max(1, len(life) // 500)]) for life in found.lives],
     }
     options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(orjson.dumps(document, option=options))
+    write_atomically(path, orjson.dumps(document, option=options))
 
 
 def _plain(value: Any) -> Any:

@@ -45,7 +45,7 @@ from rehearsal_findings import judge, name_of, passed
 from rehearsal_plan import Fate, asked_pairs
 from rehearsal_tables import print_findings, write_report
 from simulated_market import simulate_bars
-from state_store import held, owned
+from state_store import held, owned, require_file, require_folder
 from wire_format import format_iso
 
 SIMULATED_END: Final = 1_768_608_000  # Saturday 2026-01-17 00:00 UTC, after five trading days
@@ -56,6 +56,8 @@ SPARE_DAYS: Final = 1.0  # of bars after the last prompt, for a slow start and t
 def main() -> int:
     """Rehearse. Returns the exit code: 0 if everything held."""
     args = _arguments()
+    if args.report is not None:
+        require_file(args.report, "--report")
     script = read_script(args)
     for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal was closed
         signal.signal(number, _interrupt)
@@ -95,6 +97,7 @@ def own_folder(script: Script) -> Iterator[None]:
     or the miner of one that was killed.
     """
     folder = script.work_dir
+    require_folder(folder, "--work-dir")
     if folder.is_dir() and _content(folder) and not script.config_file.exists():
         raise ConfigError(
             f"--work-dir {folder} holds other files than a rehearsal's; name a new folder."

@@ -93,13 +93,20 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 
 def address_shown(address: str) -> str:
     """An address as messages may name it: scheme, host and port, for the rest may be a key."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return "a malformed address"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else address
 
 
 def _is_address(name: str, url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(url)
+        is_fit = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # brackets that do not close, a port that is none
+        is_fit = False
+    if not is_fit or parts.query or parts.fragment:
         raise BadSetting(
             name,
             f"{name}={url!r}",
@@ -216,11 +223,13 @@ def _read_toml(file: Path | None) -> dict[str, _Given]:
     if file is None and not path.exists():
         return {}
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows begins with a mark
     except OSError as error:
         raise ConfigError(f"settings file {path} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"settings file {path} is not valid TOML: {error}.") from None
+    except (ValueError, RecursionError) as error:  # no TOML, no text, too many digits, too deep
+        raise ConfigError(
+            f"settings file {path} is not valid TOML ({error}); mend it or remove the file."
+        ) from None
     for key in found:
         _require_known(key, repr(key), f"in {path}")
     return {key: _Given(value, str(path)) for key, value in found.items()}

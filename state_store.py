@@ -121,7 +121,13 @@ def require_folder(folder: Path, flag: str) -> None:
 
     Raises: StateError.
     """
-    place = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        place = next(place for place in (folder, *folder.parents) if place.exists())
+    except OSError as error:
+        raise StateError(
+            f"{folder} cannot be reached ({error.strerror}); let this user enter the folders above "
+            f"it, or name another one with {flag}."
+        ) from None
     if not place.is_dir():
         raise StateError(f"{place} is not a folder; name one with {flag}.")
 
@@ -143,6 +149,21 @@ def require_writable(folder: Path, flag: str) -> None:
                 f"{folder} cannot be written ({error.strerror}); make it writable or name another "
                 f"folder with {flag}."
             ) from error
+
+
+def require_file(file: Path, flag: str) -> None:
+    """See that a file can be put there, in the place of none but a file.
+
+    Raises: StateError.
+    """
+    require_writable(file.parent, flag)
+    if file.is_dir():
+        raise StateError(f"{file} is a folder; name a file with {flag}.")
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        raise StateError(
+            f"{file} is a link or a device, and a file would take its place; name a file with "
+            f"{flag}."
+        )
 
 
 def _no_folder(error: OSError) -> str | None:

@@ -236,7 +236,10 @@ class _Batch:
         loaded = source.load(asset, frequency)
         history = loaded.history if self.until is None else loaded.history.known_at(self.until)
         if not len(history.bars):
-            raise DataError(f"{name}: no bars are known by --until; choose a later moment.")
+            fault = "the bars make none of its length; collect or import more"
+            if self.until is not None:
+                fault = "no bars are known by --until; choose a later moment"
+            raise DataError(f"{name}: {fault}.")
         window = fit_window(history, self.settings.days)
         args = (
             shared_history(self.settings, asset, frequency),

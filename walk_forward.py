@@ -30,7 +30,7 @@ from baselines import ConstantSigma, EwmaStudentT, Forecaster, LawForecaster
 from config import DAY_S, Frequency
 from content_keys import bars_key, content_key, program_key
 from domain import IntArray, MarketHistory
-from errors import ConfigError, DataError, InsufficientHistory
+from errors import ConfigError, DataError, InsufficientHistory, ModelError
 from garch_baseline import Garch
 from lgbm_predictor import ModelSet, load_model_set
 from lgbm_trainer import TrainingResult, fit_window
@@ -324,7 +324,7 @@ def replay_jobs(plan: Plan, moment: int, parts: int, scores: Scores) -> list[Job
     """Answer and score the plan's missing prompts with the models of `moment`, in parts."""
     market = plan.market
     (folder, *_) = _published(market, market.history(), moment)
-    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    files = _whole_files(folder)
     shared = shared_history(market.settings, market.asset, market.frequency)
     return [
         Job(
@@ -336,6 +336,18 @@ def replay_jobs(plan: Plan, moment: int, parts: int, scores: Scores) -> list[Job
         )
         for times in np.array_split(plan.missing[moment], parts)
     ]
+
+
+def _whole_files(folder: Path) -> dict[str, bytes]:
+    """The files of a set. Raises: ModelError if it was damaged since it was trained."""
+    try:
+        load_model_set(folder)
+        return {file.name: file.read_bytes() for file in folder.iterdir()}
+    except (OSError, ModelError) as error:
+        fault = str(error).partition(";")[0]
+        raise ModelError(
+            f"{fault}; remove {folder.parent} and repeat the command, which trains the set again."
+        ) from None
 
 
 def replay_prompts(

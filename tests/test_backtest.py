@@ -206,12 +206,20 @@ def test_other_settings_after_an_interrupt_are_named(finished, arguments, monkey
         ("--export-predictions", "notes/x", "notes is not a folder; name one with --export-pred"),
         ("--json", "notes/x.json", "notes is not a folder; name one with --json."),
         ("--json", ".", ". is a folder; name a file with --json."),
+        ("--json", "link", "link is a link or a device, and a file would take its place; name a"),
+        ("--json", "/dev/null", "/dev/null is a link or a device, and a file would take its "),
+        (
+            "--json",
+            f"{'a' * 300}/x.json",
+            f"{'a' * 300} cannot be reached (File name too long); let",
+        ),
     ],
 )
 def test_what_cannot_be_written_is_known_before_the_work(
     arguments, monkeypatch, tmp_path, flag, name, complaint
 ):
     Path("notes").write_text("no folder")
+    Path("link").symlink_to("notes")
     monkeypatch.setattr(backtest, "open_pool", None)  # it would be called otherwise
     with pytest.raises(StateError) as caught:
         main(monkeypatch, *arguments, flag, name, "--work-dir", tmp_path / "work")

@@ -14,6 +14,7 @@ from console import (
     add_asset_argument,
     add_common_arguments,
     configure_logging,
+    moment,
     script_parser,
     settings_from,
     table,
@@ -112,6 +113,27 @@ def test_an_expected_failure_is_one_line_and_exit_code_one():
     assert done.returncode == 1
     assert done.stderr == f"try_it.py: it [bold]went wrong {'x' * 200}\n"
     assert done.stdout == ""
+
+
+def test_results_that_a_full_disk_does_not_take_are_one_line():
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(
+            script("print('a result')\nreturn 0"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "try_it.py: standard output cannot be written (the disk is full); free some disk space.\n",
+    )
+
+
+@pytest.mark.parametrize("text", ["1999-12-31", "9999-12-31T23:59-14:00", "0001-01-01T00:00+14:00"])
+def test_a_time_that_no_market_had_is_refused(text):
+    with pytest.raises(ConfigError, match=r"is out of range; write a time from 2000 to 2100\.$"):
+        moment(text)
 
 
 def test_a_bug_keeps_its_traceback():

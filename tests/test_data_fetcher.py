@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -396,6 +397,34 @@ def test_a_file_without_a_time_column_is_told_the_short_name(tmp_path):
     pq.write_table(pa.table({"open": [1.0]}), tmp_path / "BTC_1m.parquet")
     with pytest.raises(DataError, match="lacks the column ts and close: found are open"):
         loaded(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("source", [{"a": 1}] * 3),
+        ("source", [["a"]] * 3),
+        ("source", [b"\xff"] * 3),
+        ("is_final", ["yes"] * 3),
+    ],
+)
+def test_a_mark_of_another_kind_is_refused_by_its_name(tmp_path, column, values):
+    write(tmp_path, ts=minutes(3), close=prices(3), **{column: values})
+    with pytest.raises(DataError, match=rf"BTC_1m\.parquet has no .* in the column {column} \("):
+        loaded(tmp_path)
+
+
+def test_a_partition_that_is_named_after_no_day_is_left_out_and_named(tmp_path, caplog):
+    write_day(tmp_path, 0)
+    (day,) = (tmp_path / "BTC" / "1m").iterdir()
+    shutil.copy(day, day.with_name("date=2025-13-45.parquet"))
+    assert len(loaded(tmp_path).history.bars) == 1440
+    assert "date=2025-13-45.parquet is named after no day" in caplog.text
+
+
+def test_a_folder_that_may_not_be_looked_at_is_one_sentence(tmp_path):
+    with pytest.raises(SourceUnavailable, match=r"cannot be read \(File name too long\)"):
+        ArchiveSource(tmp_path / ("a" * 300))
 
 
 @pytest.mark.parametrize("below", ["", "market_data/prices"])

@@ -568,7 +568,7 @@ def test_a_busy_port_is_one_sentence_with_a_remedy():
             bind("127.0.0.1", port)
 
 
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.1"])
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.1", "a..b", "x" * 64])
 def test_an_address_of_another_machine_is_one_sentence(host):
     with pytest.raises(ConfigError, match="cannot listen on"):
         bind(host, 0)

@@ -11,6 +11,7 @@ import pytest
 
 import import_bars
 from bar_store import BarStore
+from clock import SystemClock
 from errors import ConfigError, SourceUnavailable
 
 START = 1_764_547_200  # 2025-12-01, midnight UTC
@@ -60,6 +61,19 @@ def test_a_second_import_adds_what_is_new(archive, capsys):
     assert run(archive, "--asset", "BTC") == 0
     (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if " 1m " in line]
     assert row[:4] == ["BTC", "1m", "30", "50"]
+
+
+def test_bars_of_the_future_are_set_aside(archive, capsys, monkeypatch):
+    monkeypatch.setattr(SystemClock, "now", lambda _: START + 60 * 12 + 30.5)
+    assert run(archive, "--asset", "BTC") == 0
+    bars = BarStore(Path("state")).load("binance", "BTC", 60)
+    assert bars is not None
+    assert bars.end_ts == START + 60 * 12
+    said = "BTC 1m set aside: 8 × closes after now (first at 2025-12-01T00:12:00Z)"
+    assert said in capsys.readouterr().out
+    monkeypatch.setattr(SystemClock, "now", lambda _: START)
+    assert run(archive, "--asset", "ETH") == 1
+    assert "ETH: all 29 bars close after now, 2025-12-01T00:00:00+00:00" in capsys.readouterr().err
 
 
 def test_only_the_named_assets_are_imported(archive):

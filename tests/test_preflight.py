@@ -543,6 +543,12 @@ def test_gaps_and_old_bars_are_found(site, tmp_path):
     assert "gaps (BTC 30 min)" in sentence
 
 
+def test_bars_ahead_of_the_clock_are_found(site, well, tmp_path):
+    early = replace(copied_state(site, well, tmp_path), clock=HandClock(NOW - 3 * 3600))
+    (sentence,) = [said for _, name, said in complaints(early) if name == "bars"]
+    assert "the newest are ahead of the clock, which may be wrong (BTC 2" in sentence
+
+
 def test_an_expired_calendar_is_found(site, tmp_path):
     text = (ROOT / "scheduled_events.toml").read_text()
     file = tmp_path / "calendar.toml"

@@ -12,9 +12,10 @@ from pathlib import Path
 import orjson
 import pytest
 
+import rehearse
 from clock import RehearsalClock
 from console import EXIT_INTERRUPTED
-from errors import BusyError, ConfigError
+from errors import BusyError, ConfigError, StateError
 from feed_plans import FeedHost
 from rehearsal import is_comparable, write_settings
 from rehearse import LOCK, own_folder, read_script
@@ -72,6 +73,16 @@ def test_the_latest_midnight_that_leaves_enough_bars_is_the_start(bars_dir, tmp_
 def test_what_cannot_be_rehearsed_is_refused_in_one_sentence(bars_dir, tmp_path, changes, sentence):
     with pytest.raises(ConfigError, match=sentence):
         read_script(arguments(bars_dir, tmp_path, **changes))
+
+
+def test_a_report_that_cannot_be_written_is_known_before_the_rehearsal(
+    bars_dir, tmp_path, monkeypatch
+):
+    words = command(bars_dir, tmp_path / "work", "--report", str(tmp_path))[1:]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(StateError, match=r"is a folder; name a file with --report\.$"):
+        rehearse.main()
+    assert not (tmp_path / "work").exists()
 
 
 def test_only_a_folder_of_an_earlier_rehearsal_is_made_anew(bars_dir, tmp_path):

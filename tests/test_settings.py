@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from errors import BadSetting, ConfigError
 from feed_plans import FeedHost
-from settings import Settings, load_settings
+from settings import Settings, address_shown, load_settings
 
 
 def toml(text: str) -> Path:
@@ -72,6 +72,8 @@ def test_other_environment_variables_do_not_matter():
         ),
         ("served_assets = []", r"served_assets from settings.toml names no asset; choose of BTC, "),
         ("seed = ", r"settings file settings.toml is not valid TOML"),
+        (f"seed = {'9' * 5000}", r"settings file settings.toml is not valid TOML \(.*; mend it"),
+        (f"seed = {'[' * 5000}", r"settings file settings.toml is not valid TOML \(.*; mend it"),
     ],
 )
 def test_a_bad_setting_is_refused_in_one_sentence(text, sentence):
@@ -170,7 +172,18 @@ def test_the_binance_host_that_operators_already_set_is_honoured(host):
     assert load_settings(environment=environment).binance_url == "http://127.0.0.1:9"
 
 
-@pytest.mark.parametrize("url", ["", "api.example.com", "ftp://x", "https://", "https://x?y=1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "api.example.com",
+        "ftp://x",
+        "https://",
+        "https://x?y=1",
+        "http://[::1",
+        "http://x:99999",
+    ],
+)
 def test_an_address_that_is_none_is_refused(url):
     with pytest.raises(ConfigError, match=r"hyperliquid_url=.* is not the base address"):
         Settings(hyperliquid_url=url)
@@ -179,6 +192,24 @@ def test_an_address_that_is_none_is_refused(url):
 def test_a_named_settings_file_that_is_missing_is_refused():
     with pytest.raises(ConfigError, match=r"nowhere\.toml cannot be read: No such file"):
         load_settings(Path("nowhere.toml"), {})
+
+
+def test_the_mark_that_windows_begins_a_file_with_does_not_matter():
+    Path("settings.toml").write_bytes(b"\xef\xbb\xbfseed = 7")
+    assert load_settings(Path("settings.toml"), {}).seed == 7
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("finney", "finney"),
+        ("wss://u:p@node.example:9944/key?k=key", "wss://node.example:9944"),
+        ("http://[::1]:80/key", "http://[::1]:80"),
+        ("http://[::1", "a malformed address"),
+    ],
+)
+def test_of_an_address_no_more_is_shown_than_where_it_is(address, shown):
+    assert address_shown(address) == shown
 
 
 def test_a_settings_file_that_is_not_text_is_refused():

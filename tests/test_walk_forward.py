@@ -1,5 +1,7 @@
 """One market replayed with the models that a miner would have had at each prompt."""
 
+import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from backtest_store import load_prediction, load_scores, prediction_file, scores_file
 from config import DAY_S, Frequency
 from domain import MarketHistory
-from errors import ConfigError, DataError, InsufficientHistory
+from errors import ConfigError, DataError, InsufficientHistory, ModelError
 from model_store import publish_set, published_sets
 from replay import known_at_prompt, last_prompt, realised_path, usual_request
 from scoring import score_paths
@@ -141,6 +143,21 @@ def test_what_is_missing_is_trained_once_and_answers(make_market):
     folder = _set_folder(market, _past(market, market.history(), plan.untrained[0]))
     (found,) = published_sets(folder, "BTC", Frequency.HF)[:1]
     assert scores[start]["model_id"] == found.name
+
+
+def test_a_set_that_was_damaged_since_is_named_with_its_folder_and_trained_again(make_market):
+    market = make_market()
+    plan = plan_market(market, asked(2))
+    (moment,) = plan.missing
+    folder = _set_folder(market, _past(market, market.history(), moment))
+    (found,) = published_sets(folder, "BTC", Frequency.HF)
+    tree = next(found.glob("*.txt"))
+    tree.write_text("junk")
+    told = rf"{re.escape(str(tree))} .*; remove {re.escape(str(found.parent))} and repeat"
+    with pytest.raises(ModelError, match=told):
+        replay_jobs(plan, moment, 1, Scores(plan))
+    shutil.rmtree(found.parent)
+    assert plan_market(market, asked(2)).untrained == (moment,)
 
 
 # ---------------------------------------------------------------- what is kept
