@@ -41,6 +41,7 @@ MOST_ANSWERS: Final = 200_000  # more than 30 days of 13 assets; 1 kB each
 MOST_SKETCHES: Final = 4_000  # that wait for their outcome; 40 kB each
 QUEUE_SIZE: Final = 64  # entries, each with paths of up to 2.3 MB
 BATCH_S: Final = 0.5  # a batch gathers for so long
+CACHE_KIB: Final = 256  # of SQLite; its own 2 MB fill within an hour, and the system has the file
 COMPLAINT_S: Final = 300.0  # between two log lines about a file that cannot be written
 BUSY_S: Final = 5.0  # another process may hold the file for so long
 PATIENCE_S: Final = 8.0  # for the writer, when somebody waits for it
@@ -385,6 +386,7 @@ class Ledger:
             connection.text_factory = _text
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             _prepare(connection)
         except BaseException:
             connection.close()

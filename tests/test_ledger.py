@@ -16,7 +16,7 @@ import ledger as ledger_module
 from answer_sketch import AnswerSketch, SketchScore
 from config import DAY_S
 from domain import ForecastRequest
-from ledger import Ledger
+from ledger import CACHE_KIB, Ledger
 from scoring import ScoreCard
 from tests.entries import HOUR, hour_answer, prompt_entry
 from tests.waiting import wait_for
@@ -49,6 +49,12 @@ def path(tmp_path):
 def book(path):
     with Ledger(path) as opened:
         yield opened
+
+
+def test_what_the_file_holds_is_not_kept_in_memory_too(book):
+    book.prune(START)  # opens it
+    assert book._connection is not None
+    assert book._connection.execute("PRAGMA cache_size").fetchone()[0] == -CACHE_KIB
 
 
 def test_what_was_answered_can_be_read_again(book):
