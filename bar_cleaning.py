@@ -15,14 +15,13 @@ from typing import Final, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from config import EARLIEST_TS, LATEST_TS
 from domain import Bars, Candles, FloatArray, IntArray
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 MINUTE_S: Final = 60
 
-_EARLIEST_TS: Final = 946_684_800  # 2000-01-01
-_LATEST_TS: Final = 4_102_444_800  # 2100-01-01
 _SPIKE_FACTOR: Final = 8.0  # of a digit too many, leaving the market some room to move meanwhile
 MAX_PRICE: Final = 1e12  # of anything, in any currency
 MAX_AMOUNT: Final = 1e18  # of anything traded in a bar
@@ -55,7 +54,7 @@ def summarise_set_aside(set_aside: Iterable[SetAsideBar]) -> list[str]:
 
 def _readable(ts: int) -> str:
     """ISO 8601 where the time is one, else the number that was found."""
-    if not _EARLIEST_TS <= ts < _LATEST_TS:
+    if not EARLIEST_TS <= ts < LATEST_TS:
         return str(ts)
     return datetime.fromtimestamp(ts, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -102,7 +101,7 @@ class BarSieve:
 
     def candles(self, *, bar_s: int, feed: str) -> Candles:
         """The rows that can be bars of `bar_s` seconds, in rising time order."""
-        in_range = (self.ts >= _EARLIEST_TS) & (self.ts < _LATEST_TS)
+        in_range = (self.ts >= EARLIEST_TS) & (self.ts < LATEST_TS)
         self.drop(~in_range, "time is not in Unix seconds between the years 2000 and 2100")
         self.drop(self.ts % bar_s != 0, f"time is not on the {bar_s} s grid")
         self.drop(~(np.isfinite(self.close) & (self.close > 0)), "close is not a positive number")

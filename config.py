@@ -21,6 +21,8 @@ LF_LEADS: Final = [300, 1800, 10800, 86400]  # seconds
 HF_RETRAIN_INTERVAL_DAYS: Final = 1
 LF_RETRAIN_INTERVAL_DAYS: Final = 3
 HISTORY_DAYS: Final = 365
+EARLIEST_TS: Final = 946_684_800  # 2000-01-01, before which no bar is
+LATEST_TS: Final = 4_102_444_800  # 2100-01-01
 LONGEST_DAYS: Final = 3_650  # of history that may be asked for
 NUM_PATHS: Final = 1000
 

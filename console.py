@@ -32,7 +32,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from config import ASSETS, SourceName, asset_spec
+from config import ASSETS, EARLIEST_TS, LATEST_TS, SourceName, asset_spec
 from errors import ConfigError, MinerError
 from log_lines import KeyValueFormatter
 from protocol import PROTOCOL_PROFILES
@@ -40,8 +40,6 @@ from settings import Settings, load_settings
 
 Cell: TypeAlias = str | int | float | Text | None
 
-EARLIEST_YEAR: Final = 2000
-LATEST_YEAR: Final = 2100
 EXIT_FAILURE: Final = 1
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
 
@@ -141,11 +139,10 @@ def moment(text: str) -> int:
         raise ConfigError(
             f"{text!r} is not an ISO 8601 time; write e.g. 2025-12-01T00:00:00Z."
         ) from None
-    if not EARLIEST_YEAR <= time.year < LATEST_YEAR:
-        raise ConfigError(
-            f"{text!r} is out of range; write a time from {EARLIEST_YEAR} to {LATEST_YEAR}."
-        )
-    return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp())
+    ts = int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp())
+    if not EARLIEST_TS <= ts < LATEST_TS:
+        raise ConfigError(f"{text!r} is out of range; write a time from 2000 to 2100.")
+    return ts
 
 
 def settings_from(args: Namespace) -> Settings:

@@ -13,7 +13,7 @@ import time
 import traceback
 from datetime import UTC, datetime
 from queue import Full, Queue
-from threading import Thread
+from threading import Lock, Thread
 from typing import Final
 
 WAITING_LINES: Final = 4096  # that may wait for whoever reads; a megabyte or two
@@ -70,8 +70,8 @@ class BackgroundWriter(logging.Handler):
         super().__init__()
         self.setFormatter(KeyValueFormatter())
         self._lines: Queue[str] = Queue(waiting_lines)
-        self._lost = 0
-        self._is_blocked = False
+        self._lost = 0  # since a line last went out
+        self._counting = Lock()
         Thread(target=self._write_on, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -104,17 +104,17 @@ class BackgroundWriter(logging.Handler):
             self._lines.task_done()
 
     def _lose(self, reason: str) -> None:
-        with self.lock:  # type: ignore[union-attr]  # made by the base class
+        with self._counting:
             self._lost += 1
-            is_news, self._is_blocked = not self._is_blocked, True
+            is_news = self._lost == 1
         if is_news:
             log.warning("log not written", extra={"reason": f"stderr: {reason}"})
 
     def _tell_lost(self) -> None:
-        if not self._is_blocked or not self._lines.empty():  # there must be room to tell it
+        if not self._lost or not self._lines.empty():  # there must be room to tell it
             return
-        with self.lock:  # type: ignore[union-attr]  # made by the base class
-            lost, self._lost, self._is_blocked = self._lost, 0, False
+        with self._counting:
+            lost, self._lost = self._lost, 0
         log.warning("log written again", extra={"lost": lost})
 
 

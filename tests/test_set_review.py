@@ -88,14 +88,22 @@ def publish_spoiled(folder, models, source_folder, later_s):
     publish_set(folder, "BTC", HF, "worse", files)
 
 
-def test_a_worse_set_is_rolled_back_once_and_said_so(good, archive, model_dir, tmp_path, caplog):
+@pytest.fixture
+def answering_from_a_worse_set(good, archive, model_dir, tmp_path):
+    """An engine whose newest set is spoiled, its settings, and the name of the set before."""
     folder = tmp_path / "models"
     before = published_sets(model_dir, "BTC", HF)[0]
     files = {path.name: path.read_bytes() for path in before.iterdir()}
     publish_set(folder, "BTC", HF, before.name, files)
-    settings = Settings(source="archive", model_dir=folder, state_dir=tmp_path / "state")
     publish_spoiled(folder, good, before, later_s=3600)
+    settings = Settings(source="archive", model_dir=folder, state_dir=tmp_path / "state")
     engine = ForecastEngine.open(archive, settings)
+    return engine, settings, before
+
+
+def test_a_worse_set_is_rolled_back_once_and_said_so(good, answering_from_a_worse_set, caplog):
+    engine, settings, before = answering_from_a_worse_set
+    folder = settings.model_dir
     assert engine.trained()["BTC", HF] == good.trained_until + 3600
     with caplog.at_level(logging.INFO, logger="set_review"):
         review_sets(engine, settings)
@@ -106,16 +114,9 @@ def test_a_worse_set_is_rolled_back_once_and_said_so(good, archive, model_dir, t
     assert [path.name for path in published_sets(folder, "BTC", HF)] == [before.name, "worse"]
 
 
-def test_one_damaged_set_keeps_no_other_from_being_looked_at(
-    good, archive, model_dir, tmp_path, caplog
-):
-    folder = tmp_path / "models"
-    before = published_sets(model_dir, "BTC", HF)[0]
-    files = {path.name: path.read_bytes() for path in before.iterdir()}
-    publish_set(folder, "BTC", HF, before.name, files)
-    publish_spoiled(folder, good, before, later_s=3600)
-    settings = Settings(source="archive", model_dir=folder, state_dir=tmp_path / "state")
-    engine = ForecastEngine.open(archive, settings)
+def test_one_damaged_set_keeps_no_other_from_being_looked_at(answering_from_a_worse_set, caplog):
+    engine, settings, _ = answering_from_a_worse_set
+    folder = settings.model_dir
     (published_sets(folder, "BTC", HF)[1] / MANIFEST).write_text("{}")
     with caplog.at_level(logging.INFO, logger="set_review"):
         review_sets(engine, settings)
@@ -124,16 +125,9 @@ def test_one_damaged_set_keeps_no_other_from_being_looked_at(
     assert entry.asset == "BTC"
 
 
-def test_while_a_training_publishes_no_set_is_gone_back_from(
-    good, archive, model_dir, tmp_path, caplog
-):
-    folder = tmp_path / "models"
-    before = published_sets(model_dir, "BTC", HF)[0]
-    files = {path.name: path.read_bytes() for path in before.iterdir()}
-    publish_set(folder, "BTC", HF, before.name, files)
-    publish_spoiled(folder, good, before, later_s=3600)
-    settings = Settings(source="archive", model_dir=folder, state_dir=tmp_path / "state")
-    engine = ForecastEngine.open(archive, settings)
+def test_while_a_training_publishes_no_set_is_gone_back_from(answering_from_a_worse_set, caplog):
+    engine, settings, before = answering_from_a_worse_set
+    folder = settings.model_dir
     with caplog.at_level(logging.INFO, logger="set_review"):
         with locked(folder, "training"):
             review_sets(engine, settings)
