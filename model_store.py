@@ -12,6 +12,7 @@ damaged byte of a set goes unnoticed.
 import hashlib
 import shutil
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +29,13 @@ SEAL: Final = "sha256"
 
 def set_folder(model_dir: Path, asset: str, frequency: Frequency) -> Path:
     """Where the sets of one asset and frequency live."""
-    return model_dir / f"{asset}_{frequency.value}"
+    return _pointer(model_dir, asset, frequency).parent
+
+
+@lru_cache(maxsize=128)
+def _pointer(model_dir: Path, asset: str, frequency: Frequency) -> Path:
+    """Kept, as the paths of documents are: the miner looks for new sets every few seconds."""
+    return model_dir / f"{asset}_{frequency.value}" / POINTER
 
 
 def digest(data: bytes) -> str:
@@ -66,7 +73,7 @@ def published_sets(model_dir: Path, asset: str, frequency: Frequency) -> tuple[P
     UnreadableModel if it cannot be read.
     """
     folder = set_folder(model_dir, asset, frequency)
-    pointer = folder / POINTER
+    pointer = _pointer(model_dir, asset, frequency)
     try:
         names = orjson.loads(pointer.read_bytes())
         chosen = [names["current"], *filter(None, [names["previous"]])]
@@ -104,7 +111,7 @@ def _unread(path: Path, error: OSError) -> ModelError:
 def publication(model_dir: Path, asset: str, frequency: Frequency) -> tuple[int, int] | None:
     """A mark that differs after every publishing; None if nothing was published."""
     try:
-        status = (set_folder(model_dir, asset, frequency) / POINTER).stat()
+        status = _pointer(model_dir, asset, frequency).stat()
     except OSError:
         return None
     return status.st_mtime_ns, status.st_ino
@@ -125,7 +132,7 @@ def publish_set(
     before = _names_in_use(model_dir, asset, frequency)
     previous = next((name for name in before or () if name != model_id), None)
     pointer = orjson.dumps({"current": model_id, "previous": previous})
-    write_atomically(folder / POINTER, pointer)
+    write_atomically(_pointer(model_dir, asset, frequency), pointer)
     if before is not None:
         _remove_others(folder, {model_id, previous})
     return target
@@ -149,7 +156,7 @@ def roll_back(model_dir: Path, asset: str, frequency: Frequency, leave: str) -> 
         )
     older = sets[1]
     pointer = orjson.dumps({"current": older.name, "previous": leave})
-    write_atomically(set_folder(model_dir, asset, frequency) / POINTER, pointer)
+    write_atomically(_pointer(model_dir, asset, frequency), pointer)
     return older
 
 

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from types import MappingProxyType
@@ -256,6 +257,7 @@ _FORMAT: Final = "lgbm-miner"
 _ARRAY: Final = 1  # msgpack extension code
 _NUMERIC: Final = "biuf"  # NumPy kinds that may be stored
 _NAME_PART: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]*")
+_KEPT_PATHS: Final = 512  # every market's state, and the days that are written
 
 
 Migration: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
@@ -331,10 +333,19 @@ class StateStore:
 
     def path(self, kind: str, name: str) -> Path:
         """Where a document lives. Raises: StateError if the name could lead elsewhere."""
-        parts = [kind, *name.split("/")]
-        for part in parts:
-            require_plain(part)
-        return self._root.joinpath(*parts[:-1], f"{parts[-1]}.msgpack")
+        return _file_of(self._root, kind, name)
+
+
+@lru_cache(maxsize=_KEPT_PATHS)
+def _file_of(root: Path, kind: str, name: str) -> Path:
+    """Kept, because Python interns the parts of every new path.
+
+    Its table of interned names grows by megabytes when parts come and go by the thousand.
+    """
+    parts = [kind, *name.split("/")]
+    for part in parts:
+        require_plain(part)
+    return root.joinpath(*parts[:-1], f"{parts[-1]}.msgpack")
 
 
 def unlisted(folder: Path, error: OSError) -> UnreadableState:
