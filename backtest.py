@@ -39,7 +39,7 @@ from backtest_store import (
     note_run,
 )
 from backtest_tables import print_contest, print_figures
-from config import Frequency
+from config import EARLIEST_TS, LATEST_TS, Frequency
 from console import (
     add_asset_argument,
     add_common_arguments,
@@ -449,15 +449,25 @@ def _read_times(file: Path) -> IntArray:
         if not text:
             continue
         try:
-            times.append(int(text) if text.isdecimal() else moment(text))
-        except ConfigError:
+            times.append(_time_of(text))
+        except (ConfigError, ValueError):
             raise DataError(
-                f"{file}, line {number}: {text[:40]!r} is no time; write Unix seconds or "
-                "ISO 8601, e.g. 2025-12-01T00:00:00Z."
+                f"{file}, line {number}: {text[:40]!r} is no time from 2000 to 2100; write Unix "
+                "seconds or ISO 8601, e.g. 2025-12-01T00:00:00Z."
             ) from None
     if not times:
         raise DataError(f"{file} holds no prompt time; write one a line.")
     return np.array(times, dtype=np.int64)
+
+
+def _time_of(text: str) -> int:
+    """Unix seconds of either notation; digits alone may be a date, e.g. 20251201.
+
+    Raises: ConfigError, ValueError.
+    """
+    if text.isdecimal() and EARLIEST_TS <= (ts := int(text)) < LATEST_TS:
+        return ts
+    return moment(text)
 
 
 def _shown_settings(args: Namespace, settings: Any, baselines: tuple[str, ...]) -> dict[str, Any]:

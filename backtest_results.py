@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 
 from comparison import (
     PairedComparison,
@@ -17,7 +18,7 @@ from comparison import (
     compare_scores,
     newey_west_error,
 )
-from config import DAY_S, FREQUENCIES, Frequency
+from config import DAY_S, EARLIEST_TS, FREQUENCIES, LATEST_TS, Frequency
 from domain import FloatArray
 from errors import ConfigError, DataError
 from pit import coverage
@@ -68,13 +69,47 @@ def market_entry(
     return {**entry, "summary": summarise([entry]).to_dict()}
 
 
+class _Card(BaseModel):
+    total: float | None  # None for a miss
+
+
+class _Cards(BaseModel):
+    engine: _Card
+
+
+class _Prompt(BaseModel):
+    start_ts: int = Field(ge=EARLIEST_TS, lt=LATEST_TS)
+    scores: _Cards
+
+
+class _Market(BaseModel):
+    asset: str
+    frequency: Frequency
+    bars: str
+    prompts: list[_Prompt] = Field(min_length=1)
+
+
+class _Compared(BaseModel):
+    """What a comparison reads of a document."""
+
+    settings: dict[str, Any]
+    markets: list[_Market]
+
+
 def check_document(document: Any, name: str) -> dict[str, Any]:
-    """A document as read from a file. Raises: DataError if it is none."""
-    whole = isinstance(document, dict) and {"schema", "settings", "markets"} <= document.keys()
-    if not whole or document["schema"] != SCHEMA:
+    """A document as read from a file. Raises: DataError if it is none, or not whole."""
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise DataError(
             f"{name} holds no results of this version's back-test; write them with --json."
         )
+    try:
+        _Compared.model_validate(document)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        place = ".".join(map(str, wrong["loc"]))
+        raise DataError(
+            f"{name} is damaged: {place}: {wrong['msg']}; write it anew with --json."
+        ) from None
     return dict(document)
 
 

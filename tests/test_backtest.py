@@ -296,6 +296,8 @@ def test_an_asset_without_the_frequency_is_one_sentence(archive_dir, monkeypatch
         ("", "holds no prompt time"),
         ("1764547200\n\nsoon\n", "line 3: 'soon' is no time"),
         ("-5\n", "line 1: '-5' is no time"),
+        (f"{10**30}\n", "line 1: '10+' is no time from 2000 to 2100"),
+        ("9" * 5000, "line 1: '9{40}' is no time from 2000 to 2100"),
         (b"\xff\xfe\x00", "cannot be read: not a text file"),
         (None, "cannot be read: No such file"),
     ],

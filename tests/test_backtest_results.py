@@ -1,5 +1,7 @@
 """Figures of a back-test, reckoned by hand from small documents."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 
@@ -243,6 +245,31 @@ def test_scores_on_different_bars_are_not_compared():
 def test_what_a_challenger_is_about_is_named():
     contest = compare_documents(scored(NOISE), scored(NOISE, seed=3))
     assert contest.other_settings == ("seed is 0 here and 3 there",)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("settings",), None),
+        (("markets",), "x"),
+        (("markets", 0, "frequency"), "daily"),
+        (("markets", 0, "prompts"), []),
+        (("markets", 0, "prompts", 1, "start_ts"), 10**30),
+        (("markets", 0, "prompts", 1, "scores"), {}),
+        (("markets", 0, "prompts", 1, "scores", "engine", "total"), "x"),
+    ],
+)
+def test_a_damaged_document_is_refused_by_the_place_of_the_damage(path, value):
+    damaged = deepcopy(scored(NOISE))
+    assert check_document(damaged, "x.json") == damaged
+    *parents, last = path
+    entry = damaged
+    for key in parents:
+        entry = entry[key]
+    entry[last] = value
+    place = ".".join(map(str, path))
+    with pytest.raises(DataError, match=rf"x\.json is damaged: {place}.* anew with --json\.$"):
+        check_document(damaged, "x.json")
 
 
 @pytest.mark.parametrize("wrong", [None, [], {}, {"schema": 99, "settings": {}, "markets": []}])
