@@ -157,7 +157,8 @@ def load_settings(
 
     Of variables without our prefix, BINANCE_API_HOST alone is read, with or
     without its "https://"; LGBM_MINER_BINANCE_URL wins over it. Without `file`,
-    `miner.toml` of the working directory is read if it exists.
+    `miner.toml` of the working directory is read if it exists. An empty variable counts as
+    not given: files of variables keep the names of those that they leave alone.
     Raises: ConfigError for an unreadable file, an unknown key or a bad value, with
     where it stands.
     """
@@ -168,6 +169,9 @@ def load_settings(
         for key, value in flags.items()
         if value is not None
     }
+    for key, entry in given.items():
+        if _is_no_path(key, entry.value):
+            raise _unfit(key, entry)
     try:
         return TypeAdapter(Settings).validate_python(
             {key: entry.value for key, entry in given.items()}
@@ -178,10 +182,19 @@ def load_settings(
         raise error.from_place(given[error.setting].place) from None
     except ValidationError as error:
         key = str(error.errors()[0]["loc"][0])
-        entry = given[key]
-        raise ConfigError(
-            f"{key}={entry.value!r} from {entry.place} does not fit; write {_wanted(key)}."
-        ) from None
+        raise _unfit(key, given[key]) from None
+
+
+def _is_no_path(setting: str, value: Any) -> bool:
+    """An empty text would be the working directory, and no file's name holds a NUL."""
+    is_text = isinstance(value, str) and _wanted(setting) == _KINDS[Path]
+    return is_text and (not value.strip() or "\0" in value)
+
+
+def _unfit(setting: str, entry: _Given) -> ConfigError:
+    return ConfigError(
+        f"{setting}={entry.value!r} from {entry.place} does not fit; write {_wanted(setting)}."
+    )
 
 
 _KINDS: Final[Mapping[Any, str]] = MappingProxyType(
@@ -245,13 +258,11 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, _Given]:
         if name.startswith(ENVIRONMENT_PREFIX):
             key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
             _require_known(key, name, "in the environment", ENVIRONMENT_PREFIX)
-            read[key] = _Given(_list(text) if key == "served_assets" else text, name)
+            if text:
+                read[key] = _Given(_list(text) if key == "served_assets" else text, name)
     return read
 
 
-def _list(text: str) -> list[str] | None:
-    """Names set off by commas, as a list is written in the environment; None if it is empty.
-
-    Files of variables keep the names of those that they leave alone.
-    """
-    return [name.strip() for name in text.split(",") if name.strip()] if text else None
+def _list(text: str) -> list[str]:
+    """Names set off by commas, as a list is written in the environment."""
+    return [name.strip() for name in text.split(",") if name.strip()]

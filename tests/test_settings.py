@@ -53,6 +53,8 @@ def test_other_environment_variables_do_not_matter():
         ("days = 'a'", r"days='a' from settings.toml does not fit; write a number\."),
         ("port = 'a'", r"port='a' from settings.toml does not fit; write a whole number\."),
         ("state_dir = 1", r"state_dir=1 from settings.toml does not fit; write a path\."),
+        ("state_dir = ' '", r"state_dir=' ' from settings.toml does not fit; write a path\."),
+        ('model_dir = "a\\u0000"', r"model_dir='a.x00' from settings.toml does not fit; write a "),
         ("archive_dir = 1", r"archive_dir=1 from settings.toml does not fit; write a path\."),
         ("host = 1", r"host=1 from settings.toml does not fit; write a text\."),
         ("served_assets = 1", r"served_assets=1 from .* does not fit; write a list of names\."),
@@ -117,6 +119,13 @@ def test_a_bad_flag_is_refused_by_its_name():
         load_settings(toml("seed = 1"), {"LGBM_MINER_SEED": "2"}, seed="x")
     with pytest.raises(ConfigError, match=r"hf_retrain_days=0\.0 from --hf-retrain-days is out of"):
         load_settings(environment={}, hf_retrain_days="0")
+    with pytest.raises(ConfigError, match="state_dir='' from --state-dir does not fit; write a pa"):
+        load_settings(environment={}, state_dir="")
+
+
+def test_empty_variables_count_as_not_given():
+    empty = {f"LGBM_MINER_{entry.name.upper()}": "" for entry in fields(Settings)}
+    assert load_settings(environment={**empty, "BINANCE_API_HOST": ""}) == Settings()
 
 
 def test_a_bad_setting_reads_the_same_from_another_process():
@@ -160,7 +169,6 @@ def test_served_assets_are_a_list_in_the_file_and_set_off_by_commas_in_the_envir
     assert load_settings(toml("served_assets = ['BTC', 'XAU']"), {}).served_assets == wanted
     environment = {"LGBM_MINER_SERVED_ASSETS": "BTC, XAU"}
     assert load_settings(environment=environment).served_assets == wanted
-    assert load_settings(environment={"LGBM_MINER_SERVED_ASSETS": ""}).served_assets is None
 
 
 @pytest.mark.parametrize("host", ["data-api.binance.vision", "https://data-api.binance.vision"])
