@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Final, NoReturn, TypeAlias, get_args
 
@@ -41,6 +42,8 @@ from settings import Settings, load_settings
 Cell: TypeAlias = str | int | float | Text | None
 
 EXIT_FAILURE: Final = 1
+EXIT_USAGE: Final = 2  # as `argparse` has it
+_ALIKE: Final = 0.8  # of two flags, from which one may be meant for the other
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
 
 _OUT: Final = Console(highlight=False)
@@ -49,9 +52,21 @@ _ERR: Final = Console(stderr=True, highlight=False)
 # ---------------------------------------------------------------- arguments
 
 
+class _ScriptParser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence on stderr and exit code 2, without two dozen lines of usage."""
+        unknown = next((word for word in message.split() if word.startswith("--")), "")
+        alike = get_close_matches(unknown.partition("=")[0], self._option_string_actions, 1, _ALIKE)
+        if message.startswith("unrecognized arguments") and alike:
+            message += f"; did you mean {alike[0]}?"
+        elif not message.endswith((".", "?")):
+            message += f"; see {self.prog} --help."
+        self.exit(EXIT_USAGE, f"{self.prog}: {' '.join(message.split())}\n")
+
+
 def script_parser(description: str, *, examples: Sequence[str]) -> ArgumentParser:
     """A parser whose help ends with the examples, one command per line."""
-    return ArgumentParser(
+    return _ScriptParser(
         description=description,
         epilog="examples:\n" + "\n".join(f"  {line}" for line in examples),
         formatter_class=RawDescriptionHelpFormatter,

@@ -32,6 +32,23 @@ def parse(*arguments):
     return parser.parse_args(arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--state-dri", "x"], "unrecognized arguments: --state-dri x; did you mean --state-dir?"),
+        (["--sede=1"], "unrecognized arguments: --sede=1; did you mean --seed?"),
+        (["--colour", "a\nb"], "unrecognized arguments: --colour a b; see {prog} --help."),
+        (["--seed"], "argument --seed: expected one argument; see {prog} --help."),
+    ],
+)
+def test_a_wrong_flag_is_one_sentence(arguments, sentence, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["try.py"])
+    with pytest.raises(SystemExit) as ended:
+        parse(*arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"try.py: {sentence.format(prog='try.py')}\n"
+
+
 def script(body):
     """Write a script whose `main` is `body`, and return its command."""
     path = Path("try_it.py")
