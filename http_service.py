@@ -317,12 +317,23 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """What an end cuts off is no bug, though uvicorn shows its traceback.
+
+    That of the application's own end comes as a text.
+    """
+    cause = record.exc_info[1] if record.exc_info else None
+    told = record.getMessage().rstrip()
+    return not isinstance(cause, asyncio.CancelledError) and not told.endswith("CancelledError")
+
+
 def server_for(app: Starlette) -> uvicorn.Server:
     """A server to be run as `run(sockets=[bind(…)])`.
 
     On the main thread it stops by SIGINT or SIGTERM, anywhere by
-    `should_exit = True`; answers under way get a few seconds.
+    `should_exit = True`; answers under way get a few seconds, or none by a second SIGINT.
     """
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     return uvicorn.Server(
         uvicorn.Config(
             app,

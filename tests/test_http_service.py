@@ -110,6 +110,13 @@ class Facts:
 @contextmanager
 def serving(answerer, facts=None):
     """A base URL for as long as the block lasts."""
+    with server_of(answerer, facts) as (base, _server):
+        yield base
+
+
+@contextmanager
+def server_of(answerer, facts=None):
+    """A base URL, and the server behind it."""
     listener = bind("127.0.0.1", 0)
     host, port = listener.getsockname()
     source, requests = facts or Facts(), RecentRequests()
@@ -122,7 +129,7 @@ def serving(answerer, facts=None):
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        yield f"http://{host}:{port}"
+        yield f"http://{host}:{port}", server
     finally:
         server.should_exit = True
         thread.join(20)
@@ -353,6 +360,22 @@ def test_the_status_page_waits_for_no_answer_and_no_answer_for_it():
         assert httpx.get(f"{base}/metrics").status_code == 200
         answerer.release.set()
         assert slow.result().status_code == 200
+
+
+@pytest.mark.parametrize("is_asked_twice", [False, True])
+def test_what_an_end_cuts_off_leaves_no_traceback(is_asked_twice, caplog, monkeypatch):
+    monkeypatch.setattr(http_service, "GRACE_S", 1)
+    with server_of(GeometricWalks()) as (base, server):
+        host, port = base.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as caller:
+            caller.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{")
+            assert httpx.get(f"{base}/healthz").status_code == 200
+            assert server.server_state.tasks
+            server.should_exit = True
+            server.force_exit = is_asked_twice
+            assert caller.recv(1000).startswith(b"HTTP/1.1 500 ")
+    assert not [record for record in caplog.records if record.exc_info]
+    assert "CancelledError" not in caplog.text
 
 
 def test_every_answer_leaves_one_log_line(client, caplog):
