@@ -16,12 +16,13 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, TypeAlias
 
 from chain import SYNC_S, ChainHealth
-from config import FREQUENCIES, NUM_PATHS, Frequency
+from config import FREQUENCIES, NUM_PATHS, Frequency, asset_spec
 from domain import Forecast, ForecastRequest, MarketHistory
 from errors import ConfigError
 from forecast_engine import ForecastEngine
 from own_scores import OwnScore, Pair
 from scheduled_events import known_events
+from seasonality import open_seconds
 
 STALE_BARS: Final = 5  # bars later than this many are worth a warning
 STALE_CHAIN_S: Final = 3 * SYNC_S  # a reading that hangs has no fault to tell
@@ -52,6 +53,17 @@ class MarketFacts:
     def pair(self) -> Pair:
         """Asset and frequency."""
         return self.asset, self.frequency
+
+    def bars_are_late(self, now: float) -> bool:
+        """Whether some are missing of the time in which the market was open."""
+        if self.last_bar_ts is None:
+            return False
+        patience_s = STALE_BARS * FREQUENCIES[self.frequency].bar_s
+        hours = asset_spec(self.asset).hours
+        return (
+            now - self.last_bar_ts > patience_s
+            and open_seconds(hours, self.last_bar_ts, int(now)) >= patience_s
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +194,6 @@ def _without_price(markets: Sequence[MarketFacts]) -> list[str]:
 def _doubts(markets: Sequence[MarketFacts], now: float) -> list[str]:
     sentences = []
     for market in markets:
-        bar_s = FREQUENCIES[market.frequency].bar_s
         if market.stand_in is not None:
             sentences.append(
                 f"{market.asset} {market.frequency}: no bar of the scored feed is stored, "
@@ -190,7 +201,7 @@ def _doubts(markets: Sequence[MarketFacts], now: float) -> list[str]:
             )
         if market.last_bar_ts is None and market.price is not None:
             sentences.append(f"{market.asset} {market.frequency} has no bars")
-        elif market.last_bar_ts is not None and now - market.last_bar_ts > STALE_BARS * bar_s:
+        elif market.last_bar_ts is not None and market.bars_are_late(now):
             minutes = (now - market.last_bar_ts) / 60
             sentences.append(
                 f"{market.asset} {market.frequency}: the last bar is {minutes:.0f} minutes old"

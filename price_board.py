@@ -17,17 +17,15 @@ from math import log as ln
 from threading import Lock
 from typing import Final
 
-import numpy as np
-
 from bar_cleaning import is_other_level
 from clock import Clock
 from collector import VenueVisits
-from config import ANCHOR_MAX_AGE_S, DAY_S, FeedSymbol, MarketHours, Venue, asset_spec
+from config import ANCHOR_MAX_AGE_S, FeedSymbol, Venue, asset_spec
 from domain import PriceQuote
 from feed_faults import FaultLog
 from feed_plans import FeedPlan, scored_at, venues_down
 from feeds import Feed
-from seasonality import is_closed, new_york_seconds
+from seasonality import open_seconds
 
 SAME_MOMENT_S: Final = 60  # two quotes no further apart tell how two feeds' levels compare
 OUT_OF_ORDER_S: Final = 120  # by more than this no quote overtakes another
@@ -136,7 +134,7 @@ class PriceBoard:
         if quote is None:
             return
         since = self._still_since[plan.asset, plan.scored.name]
-        still_s = _open_seconds(asset_spec(plan.asset).hours, since, quote.ts)
+        still_s = open_seconds(asset_spec(plan.asset).hours, since, quote.ts)
         if still_s >= STILL_S:
             yield (
                 f"{plan.asset}: {plan.scored.name} has stood at {quote.price:g} for "
@@ -225,12 +223,6 @@ class PriceBoard:
         if quote is None or (level is None and not feed.same_price):
             return None
         return replace(quote, price=quote.price * (level.ratio if level else 1.0))
-
-
-def _open_seconds(hours: MarketHours, start: int, end: int) -> int:
-    """How much of a time the asset's market was open, to the minute; looks a day back."""
-    minutes = np.arange(max(start, end - DAY_S), end, 60, dtype=np.int64)
-    return int(60 * np.count_nonzero(is_closed(new_york_seconds(minutes), hours) == 0))
 
 
 def _is_near(level: _Level, other: _Level) -> bool:

@@ -81,6 +81,17 @@ def is_closed(local: IntArray, hours: MarketHours) -> IntArray:
     return np.asarray(closed, dtype=np.int64)
 
 
+def open_seconds(hours: MarketHours, start: int, end: int) -> int:
+    """How much of a time the asset's market was open, to the minute; looks a day back.
+
+    Crypto rests on no weekend, though it is quieter then.
+    """
+    if hours is MarketHours.CONTINUOUS:
+        return min(end - start, DAY_S)
+    minutes = np.arange(max(start, end - DAY_S), end, 60, dtype=np.int64)
+    return int(60 * np.count_nonzero(is_closed(new_york_seconds(minutes), hours) == 0))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EventTimes:
     """When releases of one kind are due, and how the time around them is cut.

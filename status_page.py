@@ -29,7 +29,7 @@ from answer_desk import ANSWERED, AnswerRecord, DeskLoad, Outcome
 from config import DAY_S, FREQUENCIES, Frequency
 from errors import MinerError
 from log_lines import without_secrets
-from miner_facts import STALE_BARS, FactSource, MarketFacts
+from miner_facts import FactSource, MarketFacts
 from own_scores import OwnScore, Pair
 from plots import CSS_COLOURS, small_fan, svg_markup
 
@@ -449,8 +449,6 @@ def _template() -> Template:
         "best_rung": BEST_RUNG,
         "rung_names": RUNG_NAMES,
         "stale_price_s": STALE_PRICE_S,
-        "frequencies": FREQUENCIES,
-        "stale_bars": STALE_BARS,
         "widest": WIDEST_GAIN,
     }
     return environment.get_template(TEMPLATE)

@@ -22,6 +22,7 @@ from miner_facts import (
 )
 from own_scores import OwnScore
 from settings import Settings
+from wire_format import parse_iso_minute
 
 OWN = OwnScore(
     answers=12, score=490.0, ewma_t=500.0, covered=0.79, covered_by_interval={}, course=()
@@ -82,6 +83,32 @@ def test_only_a_live_source_can_have_old_bars(engine):
     assert live.warnings == ("BTC hf: the last bar is 5 minutes old",)
     replayed = EngineFacts(Later(), source="archive").facts()  # type: ignore[arg-type]
     assert replayed.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("asset", "now", "are_late"),
+    [
+        ("XAU", "2026-01-16T22:30:00Z", False),  # Friday 17:30 in New York: just closed
+        ("XAU", "2026-01-18T12:00:00Z", False),
+        ("XAU", "2026-01-18T23:20:00Z", False),  # open again for twenty minutes
+        ("XAU", "2026-01-18T23:30:00Z", True),
+        ("XAU", "2026-01-20T12:00:00Z", True),
+        ("BTC", "2026-01-16T22:20:00Z", False),
+        ("BTC", "2026-01-16T22:30:00Z", True),
+        ("SP500", "2026-01-18T12:00:00Z", False),
+        ("SP500", "2026-01-20T12:00:00Z", True),
+    ],
+)
+def test_bars_are_late_only_where_the_market_was_open(asset, now, are_late):
+    facts = MarketFacts(
+        asset=asset,
+        frequency=Frequency.LF,
+        last_bar_ts=parse_iso_minute("2026-01-16T22:00:00Z"),
+        price=1.0,
+        price_ts=None,
+        price_feed=None,
+    )
+    assert facts.bars_are_late(parse_iso_minute(now)) is are_late
 
 
 def told_at_the_end_of(dates, engine):

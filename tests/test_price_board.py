@@ -190,6 +190,9 @@ def test_a_price_that_stands_still_while_the_market_rests_is_believed():
     for second in range(0, 2 * STILL_S, 60):
         board.post("SP500", PriceQuote(price=6800, ts=saturday + second, feed=SP500))
     assert board.doubts() == ()
+    for second in range(0, 2 * STILL_S, 60):  # crypto never rests
+        board.post("BTC", PriceQuote(price=100, ts=saturday + second, feed=BTC))
+    assert board.doubts()[0].startswith("BTC: binance:BTCUSDT has stood at 100 for 59 minutes")
 
 
 def test_two_feeds_of_one_price_that_are_far_apart_are_doubted():

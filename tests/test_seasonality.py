@@ -27,6 +27,7 @@ from seasonality import (
     lean_on_pool,
     mean_profile,
     new_york_seconds,
+    open_seconds,
     weekday_of,
 )
 
@@ -153,6 +154,20 @@ def test_exchange_holidays_close_every_market_but_crypto(moment, holiday):
     assert closed(moment, MarketHours.EQUITY) is holiday
     assert closed(moment, MarketHours.COMMODITY) is holiday
     assert not closed(moment, MarketHours.CONTINUOUS)
+
+
+@pytest.mark.parametrize(
+    ("hours", "seconds"),
+    [
+        (MarketHours.CONTINUOUS, 7200),
+        (MarketHours.COMMODITY, 3600),
+        (MarketHours.EQUITY, 3600),
+    ],
+)
+def test_crypto_is_open_at_weekends_and_nothing_else_is(hours, seconds):
+    friday = utc("2025-12-05T21:00")  # 16:00 in New York
+    assert open_seconds(hours, friday, friday + 7200) == seconds
+    assert open_seconds(hours, friday - 7 * DAY_S, friday) == DAY_S
 
 
 @pytest.fixture
