@@ -2,7 +2,9 @@
 
 Two duties. `collect` runs every minute, for each venue on its own: it appends the
 candles that closed, asks for gaps of the last day, and reads the newest bars again,
-because venues correct them; once an hour, and once a day, it reads further back.
+because venues correct them; once an hour, and once a day, it reads further back. After
+a failure the newest are read by themselves first: whatever is wrong with older ones, or
+with long calls, keeps no new bar away.
 `backfill` runs on the first start and after a break: it fetches what is missing of the
 past, newest first and for all assets alike, so that the miner is of use as soon as can
 be. What it finds on the disk it never asks for again, so both may be interrupted
@@ -54,12 +56,14 @@ LATE_EVERY_S: Final = 3600
 DAILY_REREAD_S: Final = 2 * DAY_S  # read again once every day
 SETTLE_S: Final = 600  # a younger gap may still be filled: it is asked for again
 REPAIR_S: Final = DAY_S  # gaps that `collect` looks for; older ones are `backfill`'s
+PAST_PAUSE_S: Final = 600  # after a call for older bars that failed
 NEARBY_S: Final = 3600  # gaps that lie closer together are asked for in one call
 CHUNK_S: Final = 5 * DAY_S  # of one call of a back-fill; all that an interrupt can lose
 OVERLAP_S: Final = 3600  # of two feeds at a seam, so that their levels can be compared
 FAULTS_OF_A_VENUE: Final = 2  # feeds in a row
 STAND_IN_DAYS: Final = 15  # of other feeds' bars where nothing of a failing scored one is stored
 _FAILING: Final = "feed failing"  # in the log
+_PAST_FAILING: Final = "older bars not read"  # while the newest ones are
 _UNSAVED: Final = "bars not stored"
 _EDGE_BARS: Final = 5  # a venue drops its oldest bars while it is being asked
 
@@ -109,6 +113,14 @@ class Collected:
         self.doubts |= other.doubts
 
 
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    """Why a series' older bars are not asked for, and until when."""
+
+    reason: str
+    until: int
+
+
 class Collector:
     """Fetches into the store. One per process; safe between threads."""
 
@@ -130,6 +142,7 @@ class Collector:
         self._clock = clock
         self._days = days
         self._read_at: dict[Series, int] = {}
+        self._pauses: dict[Series, _Pause] = {}
         self._standing: dict[str, set[str]] = {}  # by asset: feeds that stand in for its own
         self._visits = VenueVisits()
         self._doubts: dict[str, str] = {}
@@ -166,6 +179,7 @@ class Collector:
         standing = self._change_stand_ins(plans, stand_ins)
         self._report(stood_in, standing)
         done.add(stood_in)
+        self._report_past([*series, *stand_ins])
         asked = standing | {entry.feed.name for entry in series}
         with self._doubts_lock:
             others = {name: why for name, why in self._doubts.items() if name not in asked}
@@ -191,19 +205,57 @@ class Collector:
         )
 
     def _bring_up(self, series: Series, now: int, into: Collected) -> None:
-        end = now // series.bar_s * series.bar_s
-        first = series.oldest(now, min(self._days, REPAIR_S / DAY_S))
-        missing = self._store.missing(*series.key, first, end)
-        reread = max(series.oldest(now, self._days), end - self._reread_s(series, now))
-        spans = _calls([*missing, (reread, end)])
+        """Bring the newest bars, and with them what is missing or may have been corrected.
+
+        After a failure the newest alone come first, by a short call.
+        """
+        pause = self._pauses.get(series)
+        is_after_failure = pause is not None or series.feed.name in self.failing()
+        if is_after_failure:
+            end = now // series.bar_s * series.bar_s
+            newest = max(series.oldest(now, self._days), end - REREAD_BARS * series.bar_s)
+            self._fetch(series, newest, end, now, into)
+        if pause is not None and now < pause.until:
+            return
+        spans = self._to_read(series, now)
         try:
-            go_through(lambda span: self._fetch(series, *span, now, into), spans)
+            go_through(lambda span: self._fetch(series, *span, now, into), reversed(spans))
         except StateError:
             # What is missing is asked for again anyhow, and a day that cannot be read would
             # have two days fetched anew every minute.
             self._read_at[series] = now
             raise
-        self._read_at[series] = now
+        except DataError as error:
+            if not is_after_failure:
+                raise
+            self._pause(series, error, now)
+        else:
+            self._pauses.pop(series, None)
+            self._read_at[series] = now
+
+    def _to_read(self, series: Series, now: int) -> list[Span]:
+        """What is missing of the last day, and what may have been corrected, in calls."""
+        end = now // series.bar_s * series.bar_s
+        first = series.oldest(now, min(self._days, REPAIR_S / DAY_S))
+        missing = self._store.missing(*series.key, first, end)
+        reread = max(series.oldest(now, self._days), end - self._reread_s(series, now))
+        return _calls([*missing, (reread, end)])
+
+    def _pause(self, series: Series, error: DataError, now: int) -> None:
+        """Ask for no older bars for a while: of the series, or of a venue that long calls break."""
+        pause = _Pause(str(error), now + PAST_PAUSE_S)
+        self._pauses[series] = pause
+        if concerns_whole_venue(error):
+            at_venue = scored_at(self._plans, [series.feed.venue])
+            self._pauses |= {entry: pause for plan in at_venue for entry in scored_series(plan)}
+
+    def _report_past(self, series: Sequence[Series]) -> None:
+        """Tell once of feeds whose older bars cannot be read though their newest can."""
+        paused = {
+            entry.feed.name: self._pauses[entry].reason for entry in series if entry in self._pauses
+        }
+        asked = {entry.feed.name for entry in series}
+        self._faults.report(_PAST_FAILING, paused, asked, over="older bars are read again")
 
     def _reread_s(self, series: Series, now: int) -> int:
         """How far back to read again: the last bars, and with a new hour or day more."""

@@ -1,5 +1,6 @@
 """The collector against feeds in memory: whole series, no work twice, nothing wrong stored."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from threading import Event, Thread
@@ -14,6 +15,7 @@ from bar_store import BarStore
 from collector import (
     CHUNK_S,
     LATE_REREAD_S,
+    PAST_PAUSE_S,
     REREAD_BARS,
     SETTLE_S,
     STAND_IN_DAYS,
@@ -26,6 +28,7 @@ from config import DAY_S, VENUE_BARS_KEPT, Frequency, Venue
 from data_fetcher import LiveSource
 from domain import Bars, PriceQuote
 from errors import (
+    BadAnswer,
     CountryBlocked,
     FeedFailed,
     FeedRefused,
@@ -69,6 +72,7 @@ class MemoryFeed:
     prices: dict[int, float] = field(default_factory=dict)  # closes that differ from the rule
     lacks: set[int] = field(default_factory=set)  # open times without a candle
     calls: list[tuple[str, int, int, int]] = field(default_factory=list)
+    chokes_on: Callable[[int, int], Exception | None] = lambda _start, _end: None
     held_until: Event | None = None
     on_call: Event = field(default_factory=Event)
 
@@ -84,6 +88,7 @@ class MemoryFeed:
         if self.held_until is not None:
             self.held_until.wait(60)
         failure = self.failing_symbols.get(symbol, self.failure)
+        failure = failure or self.chokes_on(start_ts, end_ts)
         if failure is not None:
             raise failure
         end = min(end_ts, int(self.clock.now())) // bar_s * bar_s
@@ -859,6 +864,54 @@ def test_a_day_that_cannot_be_read_stops_no_bar_of_another(tmp_path, monkeypatch
             world.collector.collect()
         assert max(world.closes()) == midnight + 120
         assert world.asked() <= 2 * LATE_REREAD_S  # and not two days every minute
+
+
+BAD_BAR = NOW + 120
+WRONG, SLOW = BadAnswer("binance gives no candles."), FeedTimeout("binance took too long.")
+
+
+@pytest.mark.parametrize(
+    "chokes_on",
+    [
+        lambda start, end: WRONG if start <= BAD_BAR < end else None,
+        lambda start, end: SLOW if end - start > 3600 else None,
+    ],
+    ids=["one bar that no answer survives", "long calls"],
+)
+def test_older_bars_that_cannot_be_read_keep_no_new_one_away(world, caplog, chokes_on):
+    caplog.set_level("INFO")
+    world.collector.collect()
+    feed = world.feeds[Venue.BINANCE]
+    feed.chokes_on = chokes_on
+    late = []
+    for minute in range(1, 130):
+        world.clock.time = NOW + 60 * minute
+        world.collector.collect()
+        late.append((world.clock.time - 60 - max(world.closes())) // 60)
+    assert max(late) <= REREAD_BARS  # while the bad one is among the newest
+    assert sum(map(bool, late)) <= REREAD_BARS
+    assert world.collector.failing() == {}
+    told = [r.getMessage() for r in caplog.records if r.name == "feed_faults"]
+    assert told.count("older bars not read") == 1
+    feed.chokes_on = lambda _start, _end: None
+    world.clock.time += PAST_PAUSE_S
+    world.collector.collect()
+    assert set(np.diff(sorted(world.closes()))) == {60}
+    assert max(world.closes()) == world.clock.time - 60
+    assert caplog.records[-1].getMessage() == "older bars are read again"
+
+
+def test_long_calls_that_a_venue_does_not_answer_are_tried_for_one_series_at_a_time(tmp_path):
+    world = World(tmp_path, "BTC", "ETH", "SOL")
+    feed = world.feeds[Venue.BINANCE]
+    world.collector.collect()
+    feed.chokes_on = lambda start, end: SLOW if end - start > 3600 else None
+    feed.calls.clear()
+    for minute in range(60, 80):  # from a full hour on
+        world.clock.time = NOW + 60 * minute
+        world.collector.collect()
+    assert {max(world.closes(asset)) for asset in world.plans} == {world.clock.time - 60}
+    assert sum(end - start > 3600 for *_, start, end in feed.calls) <= 4
 
 
 def test_a_feed_that_a_backfill_finds_well_again_is_not_called_failing(tmp_path):
