@@ -48,7 +48,7 @@ MOST_WAITING: Final = 128  # distinct requests in the queue
 # Of forecasts and their encodings: a day takes 2.3 MB, and 1 MB gzipped or 3 MB plain.
 CACHE_BYTES: Final = 64 * 1024 * 1024
 KEPT_AFTER_START_S: Final = 30.0  # for callers that ask again
-# Not longer, however early the first caller asks: whoever asks an hour ahead must
+# How long before a start, and at most, a forecast is shared: whoever asks earlier must
 # not decide what the others get a minute ahead.
 SHARED_S: Final = 120.0
 DELIVERY_S: Final = 1.0  # of the time to the start, left for the way back
@@ -287,10 +287,16 @@ class _Speed:
         per_price = statistics.median(self._measured) if self._measured else _FIRST_GUESS_S
         return work * per_price
 
-    def doubt(self) -> None:
-        """An estimate that refused: a slow spell must not lock the door for good."""
-        if self._measured:
-            self._measured.popleft()
+    def at_best(self, work: float) -> float:
+        """As fast as the fastest of them, or as a machine is taken to be."""
+        return work * min((_FIRST_GUESS_S, *self._measured))
+
+
+def _shared_for(left_s: float) -> float:
+    """For how long a forecast is kept for others that is asked for so long before its start."""
+    if left_s > SHARED_S:
+        return min(SHARED_S, left_s - SHARED_S)
+    return min(SHARED_S, left_s + KEPT_AFTER_START_S)
 
 
 class _Cache:
@@ -503,7 +509,7 @@ class AnswerDesk:
                 job.join(priority, deadline)
                 return job, job.order(encoder)
             if made is None:
-                until = now + min(SHARED_S, (budget_s or 0.0) + KEPT_AFTER_START_S)
+                until = now + _shared_for(budget_s or 0.0)
                 job = _Job(key, self._arrivals, priority, deadline, until)
             else:  # it is kept no longer for being written once more
                 job = _Job(
@@ -535,16 +541,20 @@ class AnswerDesk:
         return evicted
 
     def _require_time(self, job: _Job, now: float) -> None:
-        """Raises: TooLate if what is ahead in the queue and the job itself take too long."""
+        """Raises: TooLate if what is ahead in the queue and the job itself take too long.
+
+        Where a thread is free the answer is tried unless no machine could be in time: there
+        is nobody to keep waiting, and what a slow spell has taught may be over.
+        """
         if job.deadline is None:
             return
         ahead = [other for other in self._waiting.values() if other.rank > job.rank]
         ahead += self._running.values()
         queue = sum(other.work for other in ahead) / self._threads
-        needed = self._speed.estimate(job.work + (queue if len(ahead) >= self._threads else 0))
+        is_free = len(ahead) < self._threads
+        speed = self._speed
+        needed = speed.at_best(job.work) if is_free else speed.estimate(job.work + queue)
         if now + needed > job.deadline:
-            if not ahead:
-                self._speed.doubt()
             raise _too_late(job.deadline - now + DELIVERY_S, needed + DELIVERY_S)
 
     def _make_room(self, job: _Job) -> _Job | None:
@@ -574,7 +584,8 @@ class AnswerDesk:
                 del self._running[job.key]
             job.fail(error)
             return
-        order = job.next_order()
+        with self._lock:  # a caller may be ordering another encoding
+            order = job.next_order()
         while order is not None:
             order = self._write(job, order, forecast, began)
 

@@ -356,6 +356,32 @@ def test_an_early_caller_does_not_decide_for_an_hour_what_the_others_get(walks):
     desk.close()
 
 
+@pytest.mark.parametrize("ahead_s", [answer_desk.SHARED_S + 30, 2 * answer_desk.SHARED_S])
+def test_what_an_early_caller_got_is_not_what_validators_get(walks, told, ahead_s):
+    clock = [1000.0]
+    desk = AnswerDesk(walks, observers=[told.append], monotonic=lambda: clock[0])
+    early = answered(desk, prompt(), budget_s=ahead_s).body
+    clock[0] += ahead_s - answer_desk.SHARED_S + 1
+    left_s = answer_desk.SHARED_S - 1
+    assert answered(desk, prompt(), budget_s=left_s).body != early
+    assert [record.outcome for record in told] == [Outcome.COMPUTED] * 2
+    desk.close()
+
+
+def test_encodings_are_looked_through_under_the_lock_alone(desk, monkeypatch):
+    """Callers add to them at any moment."""
+    looked, look = [], answer_desk._Job.next_order
+
+    def guarded(job):
+        looked.append(desk._lock.locked())
+        return look(job)
+
+    monkeypatch.setattr(answer_desk._Job, "next_order", guarded)
+    assert answered(desk, prompt()).body
+    assert looked
+    assert all(looked)
+
+
 @settings(max_examples=30)
 @given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=8))
 def test_the_cache_never_holds_more_than_its_bytes(sizes):
@@ -458,9 +484,9 @@ def test_a_request_overtaken_until_its_start_is_not_computed(walks):
     desk.close()
 
 
-def test_a_slow_spell_does_not_lock_the_door_for_good(walks):
+def test_a_slow_spell_locks_no_free_desk(walks):
     clock = [1000.0]
-    desk = AnswerDesk(walks, monotonic=lambda: clock[0])
+    desk = AnswerDesk(walks, threads=1, monotonic=lambda: clock[0])
     compute = walks.answer
 
     def slowly(request, *, origin=None):
@@ -472,14 +498,17 @@ def test_a_slow_spell_does_not_lock_the_door_for_good(walks):
         answered(desk, prompt(start=START + 60 * number), budget_s=3600)
     assert desk.load().seconds_per_day_answer > 300
     walks.answer = compute
-    refused = 0
-    while True:
-        try:
-            answered(desk, prompt(start=START + 6000), budget_s=50)
-            break
-        except TooLate:
-            refused += 1
-    assert 1 <= refused <= answer_desk._MEASURED
+
+    async def main():
+        slow = asyncio.create_task(ask(desk, prompt("SLOW")))
+        await begun(walks)
+        with pytest.raises(TooLate, match="ask earlier"):  # here it would have to wait
+            await ask(desk, prompt(start=START + 6000), budget_s=50)
+        walks.release.set()
+        await slow
+
+    asyncio.run(main())
+    assert answered(desk, prompt(start=START + 6000), budget_s=50).body
     desk.close()
 
 
