@@ -38,6 +38,7 @@ Fetched: TypeAlias = tuple[Candles, tuple[SetAsideBar, ...]]
 # Candles before the asked ones, without which a spike in the first is no spike.
 _CONTEXT_BARS: Final = 2 * MAX_SPIKE_BARS + 2
 _QUOTE_BARS: Final = 60  # a venue whose last trade is older has no price
+_AHEAD_S: Final = 120  # of a venue's clock, by which ours may be without a word
 LAGGING_S: Final = 180  # a venue whose candles end longer ago than that shows old prices too
 
 
@@ -163,7 +164,7 @@ def _gather(
         forming = sieve.ts + bar_s > known_by
         # The newest may well form by the venue's clock, which is right; a clock that is off
         # by more would have closed ones pass for such, and their time for empty.
-        sieve.forget(forming & (sieve.ts > now - LAGGING_S))
+        sieve.forget(forming & (sieve.ts + bar_s > now - _AHEAD_S))
         sieve.drop(sieve.ts + bar_s > known_by, "still forming by the venue's clock")
     candles = sieve.candles(bar_s=bar_s, feed=feed.name).between(start, None)
     context = range(spans[0].first, start) if spans else range(0)

@@ -200,6 +200,14 @@ def test_the_candle_that_still_forms_is_never_given(feeds, venue, clock):
 
 
 @pytest.mark.parametrize("venue", VENUES)
+def test_five_minutes_that_still_form_are_no_refused_bar_either(feeds, venue, clock):
+    clock.ts = NOW + 90
+    candles, set_aside = fetch(feeds, venue, N - 100, N, bar_s=300)
+    assert candles.bars.end_ts == ts(N - 5)
+    assert set_aside == ()
+
+
+@pytest.mark.parametrize("venue", VENUES)
 def test_a_venues_clock_that_is_far_behind_makes_no_closed_candle_vanish(feeds, venue, clock):
     """What it would have us leave out is set aside, so that its time is asked for again."""
     clock.ts = NOW + 6 * 3600
