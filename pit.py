@@ -13,7 +13,7 @@ import numpy as np
 
 from domain import FloatArray, IntArray
 from protocol import Competition
-from scoring import block_volatility, interval_changes, interval_steps, volatility_name
+from scoring import scored_values
 
 BINS: Final = 20
 COVERAGES: Final = (0.5, 0.8, 0.95)
@@ -50,20 +50,12 @@ def interval_histograms(
 
     The names are those of a score card. `paths` (n, T), `realised` (T,) prices.
     """
-    known = {}
-    for interval in competition.intervals:
-        steps = interval_steps(interval, increment_s, paths.shape[1])
-        known[interval.name] = pit_values(
-            interval_changes(realised[None, :], steps, interval.kind)[0],
-            interval_changes(paths, steps, interval.kind),
-        )
-    for block_s, _ in competition.volatility_weights:
-        steps = block_s // increment_s
-        if 1 <= steps < len(realised):
-            known[volatility_name(block_s)] = pit_values(
-                block_volatility(realised[None, :], steps)[0], block_volatility(paths, steps)
-            )
-    return {name: histogram(values) for name, values in known.items()}
+    simulated = scored_values(paths, competition, increment_s=increment_s)
+    observed = scored_values(realised[None, :], competition, increment_s=increment_s)
+    return {
+        name: histogram(pit_values(values[0], ensemble))
+        for (name, ensemble), (_, values) in zip(simulated, observed, strict=True)
+    }
 
 
 def histogram(values: FloatArray) -> IntArray:

@@ -6,7 +6,7 @@ the M² ("nrg") estimator, mean|y - x| - ΣΣ|y_i - y_j| / (2 M²), never the "f
 one (Gneiting & Raftery 2007, JASA 102, eq. 20).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,14 +63,49 @@ def score_paths(
     # Not left to arithmetic: a NaN where nothing was realised would go unseen.
     if not np.isfinite(paths).all():
         return ScoreCard(total=np.nan, by_interval={})
-    parts = {
-        interval.name: _interval_score(paths, realised, interval, increment_s)
+    factors = score_factors(competition, realised)
+    simulated = scored_values(paths, competition, increment_s=increment_s)
+    observed = scored_values(realised[None, :], competition, increment_s=increment_s)
+    parts = dict.fromkeys(factors, 0.0)
+    for (name, ensemble), (_, values) in zip(simulated, observed, strict=True):
+        known = np.isfinite(values[0])
+        crps = crps_ensemble(values[0][known], ensemble[:, known])
+        parts[name] = factors[name] * float(crps.sum())
+    return ScoreCard(total=float(sum(parts.values())), by_interval=parts)
+
+
+def scored_values(
+    prices: FloatArray, competition: Competition, *, increment_s: int
+) -> Iterator[tuple[str, FloatArray]]:
+    """Everything that a competition looks at, by its name on a score card.
+
+    `prices` (n, T) to numbers (n, m), one after the other. Volatilities of blocks that
+    are longer than the path, or shorter than a step, are left out.
+    """
+    n_points = prices.shape[1]
+    for interval in competition.intervals:
+        steps = interval_steps(interval, increment_s, n_points)
+        yield interval.name, interval_changes(prices, steps, interval.kind)
+    for block_s, _ in competition.volatility_weights:
+        steps = block_s // increment_s
+        if 1 <= steps < n_points:
+            yield volatility_name(block_s), block_volatility(prices, steps)
+
+
+def score_factors(competition: Competition, realised: FloatArray) -> dict[str, float]:
+    """What the sum of CRPS of each of them is multiplied by.
+
+    `realised` (T,) prices, of which one at least is known: the last one is what
+    absolute prices are measured by.
+    """
+    last = float(realised[np.isfinite(realised)][-1])
+    factors = {
+        interval.name: 1e4 / last if interval.kind is IntervalKind.ABSOLUTE else 1.0
         for interval in competition.intervals
     }
-    for block_s, factor in competition.volatility_weights:
-        name = volatility_name(block_s)
-        parts[name] = factor * _volatility_score(paths, realised, block_s // increment_s)
-    return ScoreCard(total=float(sum(parts.values())), by_interval=parts)
+    return factors | {
+        volatility_name(block_s): factor for block_s, factor in competition.volatility_weights
+    }
 
 
 def volatility_name(block_s: int) -> str:
@@ -109,21 +144,6 @@ def interval_steps(interval: ScoringInterval, increment_s: int, n_points: int) -
     return steps
 
 
-def _interval_score(
-    paths: FloatArray, realised: FloatArray, interval: ScoringInterval, increment_s: int
-) -> float:
-    steps = interval_steps(interval, increment_s, paths.shape[1])
-    observed = interval_changes(realised[None, :], steps, interval.kind)[0]
-    known = np.isfinite(observed)
-    if not known.any():
-        return 0.0
-    simulated = interval_changes(paths, steps, interval.kind)[:, known]
-    total = float(crps_ensemble(observed[known], simulated).sum())
-    if interval.kind is IntervalKind.ABSOLUTE:
-        total *= 1e4 / float(realised[np.isfinite(realised)][-1])
-    return total
-
-
 def block_volatility(prices: FloatArray, steps: int) -> FloatArray:
     """Standard deviation (ddof 1) of the one-step returns per block; (n, blocks).
 
@@ -141,13 +161,3 @@ def block_volatility(prices: FloatArray, steps: int) -> FloatArray:
     mean = filled.sum(axis=2) / np.maximum(count, 1)
     square = (np.where(known, block - mean[:, :, None], 0.0) ** 2).sum(axis=2)
     return np.where(count >= 2, np.sqrt(square / np.maximum(count - 1, 1)), np.nan)
-
-
-def _volatility_score(paths: FloatArray, realised: FloatArray, steps: int) -> float:
-    if steps < 1 or steps > len(realised) - 1:
-        return 0.0
-    observed = block_volatility(realised[None, :], steps)[0]
-    known = np.isfinite(observed)
-    if not known.any():
-        return 0.0
-    return float(crps_ensemble(observed[known], block_volatility(paths, steps)[:, known]).sum())

@@ -27,9 +27,9 @@ from domain import FloatArray
 from errors import MinerError
 from lgbm_predictor import load_model_set
 from model_store import published_sets
-from protocol import Competition, IntervalKind, competition_like, protocol_profile
+from protocol import Competition, competition_like, protocol_profile
 from replay import EngineForecaster, known_at_prompt, prompt_times, realised_path, usual_request
-from scoring import block_volatility, interval_changes, interval_steps, score_paths
+from scoring import score_factors, score_paths, scored_values
 from settings import Settings
 from wire_format import round_prices
 
@@ -98,20 +98,13 @@ def _loop(
     paths: FloatArray, realised: FloatArray, competition: Competition, increment_s: int
 ) -> float:
     """The score, one observation at a time."""
-    total = 0.0
-    for interval in competition.intervals:
-        steps = interval_steps(interval, increment_s, paths.shape[1])
-        changes = [interval_changes(each, steps, interval.kind) for each in (realised[None], paths)]
-        weight = 1.0
-        if interval.kind is IntervalKind.ABSOLUTE:
-            weight = 1e4 / float(realised[np.isfinite(realised)][-1])
-        total += weight * _sum(*changes)
-    for block_s, weight in competition.volatility_weights:
-        steps = block_s // increment_s
-        total += weight * _sum(
-            block_volatility(realised[None], steps), block_volatility(paths, steps)
-        )
-    return total
+    factors = score_factors(competition, realised)
+    observed = scored_values(realised[None], competition, increment_s=increment_s)
+    simulated = scored_values(paths, competition, increment_s=increment_s)
+    return sum(
+        factors[name] * _sum(values, ensemble)
+        for (name, values), (_, ensemble) in zip(observed, simulated, strict=True)
+    )
 
 
 def _sum(observed: FloatArray, simulated: FloatArray) -> float:
