@@ -30,6 +30,7 @@ HISTORY: Final = "#2b2b2b"
 REALISED: Final = "#c8511b"
 MUTED: Final = "#6b6b6b"
 SAMPLE_PATHS: Final = 12
+WIDEST_WHISKER: Final = 3.0  # of the usual one, that an axis makes room for
 DOT_SHARE: Final = 0.06  # of an axis of dots, kept free at its ends
 HISTORY_SHARE: Final = 0.75  # of the horizon, drawn before the start
 LEFT: Final = 0.08  # of the figure's width, where the axes and the titles begin
@@ -324,6 +325,7 @@ def dot_figure(
     shown = place[:: max(len(labels) // 8, 1)]
     axes.set_xticks(shown, [labels[index] for index in shown])
     if limits := _limits(values, errors, level):
+        axes.set_yticks(_ticks_with(axes.yaxis.get_major_locator().tick_values(*limits), level))
         axes.set_ylim(*limits)
     return figure
 
@@ -339,21 +341,28 @@ def sideways_dot_figure(
     axes.hlines(place, values - 2 * errors, values + 2 * errors, color=colour, linewidth=1.2)
     axes.plot(values, place, "o", color=colour, markersize=3.6, zorder=3)
     if limits := _limits(values, errors, level):
+        axes.set_xticks(_ticks_with(axes.xaxis.get_major_locator().tick_values(*limits), level))
         axes.set_xlim(*limits)
     return figure
 
 
 def _limits(values: FloatArray, errors: FloatArray, level: float) -> tuple[float, float] | None:
-    """What to show of an axis: all dots; the whisker of a few prompts may leave the picture."""
-    known = np.append(values[np.isfinite(values)], level)
-    finite = errors[np.isfinite(errors) & np.isfinite(values)]
-    # The least is what a dot takes: on the rim it would be cut in half.
-    margin = max(
-        2.5 * float(np.median(finite)) if len(finite) else 0.0,
-        DOT_SHARE * float(known.max() - known.min()),
-    )
-    low, high = known.min() - margin, known.max() + margin
-    return (float(low), float(high)) if high > low else None
+    """What to show of an axis: dots and whiskers; those of a few prompts may leave the picture."""
+    known = np.isfinite(values)
+    lengths = 2 * np.nan_to_num(errors[known], posinf=0.0)
+    if lengths.any():
+        lengths = np.minimum(lengths, WIDEST_WHISKER * np.median(lengths[lengths > 0]))
+    low = float(np.append(values[known] - lengths, level).min())
+    high = float(np.append(values[known] + lengths, level).max())
+    margin = DOT_SHARE * (high - low)  # on the rim a dot would be cut in half
+    return (low - margin, high + margin) if high > low else None
+
+
+def _ticks_with(ticks: FloatArray, level: float) -> FloatArray:
+    """Ticks as far apart as these, one of them at the level."""
+    step = ticks[1] - ticks[0]
+    reach = np.arange(np.floor((ticks[0] - level) / step), np.ceil((ticks[-1] - level) / step) + 1)
+    return np.asarray(level + step * reach, dtype=np.float64)
 
 
 def pit_figure(histograms: Mapping[str, FloatArray], *, columns: int) -> Figure:

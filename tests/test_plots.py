@@ -230,6 +230,19 @@ def test_a_whisker_of_few_prompts_does_not_set_the_scale():
     assert values.max() < high < 1.1
 
 
+@pytest.mark.parametrize("figure_of", [dot_figure, sideways_dot_figure])
+def test_usual_whiskers_are_whole_and_the_level_is_a_tick(figure_of):
+    values, errors = np.array([0.925, 0.99, 0.98, 0.99]), np.array([0.021, 0.01, 0.01, 0.008])
+    axes = figure_of(list("abcd"), values, errors, level=1.0).axes[0]
+    is_upright = figure_of is dot_figure
+    low, high = axes.get_ylim() if is_upright else axes.get_xlim()
+    ticks = axes.get_yticks() if is_upright else axes.get_xticks()
+    assert low < 0.925 - 2 * 0.021
+    assert high > 1.01
+    assert np.abs(ticks - 1.0).min() == 0
+    assert 3 <= np.sum((ticks >= low) & (ticks <= high)) <= 8
+
+
 def test_dots_whose_errors_are_not_known_are_not_cut_off_at_the_rim():
     values = np.array([0.9, 1.1])
     low, high = dot_figure(["0 h", "1 h"], values, np.full(2, np.nan), level=1.0).axes[0].get_ylim()
