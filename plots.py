@@ -325,7 +325,7 @@ def dot_figure(
     shown = place[:: max(len(labels) // 8, 1)]
     axes.set_xticks(shown, [labels[index] for index in shown])
     if limits := _limits(values, errors, level):
-        axes.set_yticks(_ticks_with(axes.yaxis.get_major_locator().tick_values(*limits), level))
+        axes.set_yticks(_ticks(*limits, level))
         axes.set_ylim(*limits)
     return figure
 
@@ -341,7 +341,7 @@ def sideways_dot_figure(
     axes.hlines(place, values - 2 * errors, values + 2 * errors, color=colour, linewidth=1.2)
     axes.plot(values, place, "o", color=colour, markersize=3.6, zorder=3)
     if limits := _limits(values, errors, level):
-        axes.set_xticks(_ticks_with(axes.xaxis.get_major_locator().tick_values(*limits), level))
+        axes.set_xticks(_ticks(*limits, level))
         axes.set_xlim(*limits)
     return figure
 
@@ -358,11 +358,13 @@ def _limits(values: FloatArray, errors: FloatArray, level: float) -> tuple[float
     return (low - margin, high + margin) if high > low else None
 
 
-def _ticks_with(ticks: FloatArray, level: float) -> FloatArray:
-    """Ticks as far apart as these, one of them at the level."""
-    step = ticks[1] - ticks[0]
-    reach = np.arange(np.floor((ticks[0] - level) / step), np.ceil((ticks[-1] - level) / step) + 1)
-    return np.asarray(level + step * reach, dtype=np.float64)
+def _ticks(low: float, high: float, level: float) -> FloatArray:
+    """A few round steps from the level, which is a tick itself."""
+    from matplotlib.ticker import MaxNLocator
+
+    step = float(np.diff(MaxNLocator(5).tick_values(low, high))[0])
+    steps = np.arange(np.ceil((low - level) / step), np.floor((high - level) / step) + 1)
+    return np.asarray(level + step * steps, dtype=np.float64)
 
 
 def pit_figure(histograms: Mapping[str, FloatArray], *, columns: int) -> Figure:
