@@ -215,7 +215,7 @@ class Collector:
             end = now // series.bar_s * series.bar_s
             newest = max(series.oldest(now, self._days), end - REREAD_BARS * series.bar_s)
             self._fetch(series, newest, end, now, into)
-        if pause is not None and now < pause.until:
+        if pause is not None and now < pause.until <= now + PAST_PAUSE_S:  # else the clock jumped
             return
         spans = self._to_read(series, now)
         try:

@@ -914,6 +914,20 @@ def test_long_calls_that_a_venue_does_not_answer_are_tried_for_one_series_at_a_t
     assert sum(end - start > 3600 for *_, start, end in feed.calls) <= 4
 
 
+def test_a_clock_that_was_ahead_makes_older_bars_wait_no_longer(world):
+    world.collector.collect()
+    feed = world.feeds[Venue.BINANCE]
+    feed.chokes_on = lambda start, end: SLOW if end - start > 3600 else None
+    for minute in range(2):
+        world.clock.time = NOW + 6 * 3600 + 60 * minute
+        world.collector.collect()
+    feed.chokes_on = lambda _start, _end: None
+    world.clock.time = NOW + 3600
+    world.collector.collect()
+    assert NOW in world.closes()
+    assert set(np.diff([ts for ts in sorted(world.closes()) if ts <= NOW + 3540])) == {60}
+
+
 def test_a_feed_that_a_backfill_finds_well_again_is_not_called_failing(tmp_path):
     world = World(tmp_path, "NVDAX", days=6.0)
     world.feeds[Venue.HYPERLIQUID].since = NOW - 3 * DAY_S
