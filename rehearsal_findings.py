@@ -215,7 +215,10 @@ class Growth:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mb_per_hour:+.1f} ({self.low:+.0f} to {self.high:+.0f})"
+        low, high = (
+            f"{end:+.1f}" if abs(end) < 2 else f"{end:+.0f}" for end in (self.low, self.high)
+        )
+        return f"{self.mb_per_hour:+.1f} ({low} to {high})"
 
 
 def memory_growth(vitals: Sequence[Vitals]) -> Growth | None:

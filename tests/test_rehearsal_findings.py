@@ -17,6 +17,7 @@ from rehearsal_findings import (
     BarsFound,
     DiskUse,
     Findings,
+    Growth,
     PairScores,
     PairTrainings,
     Published,
@@ -246,6 +247,11 @@ def test_answers_that_are_kept_are_no_growth_and_excuse_none():
             for entry, mb in zip(life(rate), kept, strict=True)
         ]
         assert growth_of(entries) == pytest.approx(rate, abs=0.1)
+
+
+def test_small_bounds_of_a_growth_are_told_to_a_tenth():
+    assert str(Growth(mb_per_hour=0.81, low=0.58, high=1.007)) == "+0.8 (+0.6 to +1.0)"
+    assert str(Growth(mb_per_hour=29.4, low=-13.2, high=51.4)) == "+29.4 (-13 to +51)"
 
 
 def test_the_beginning_of_a_window_is_no_floor():
