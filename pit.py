@@ -13,7 +13,7 @@ import numpy as np
 
 from domain import FloatArray, IntArray
 from protocol import Competition
-from scoring import scored_values
+from scoring import scored_pairs
 
 BINS: Final = 20
 COVERAGES: Final = (0.5, 0.8, 0.95)
@@ -50,12 +50,8 @@ def interval_histograms(
 
     The names are those of a score card. `paths` (n, T), `realised` (T,) prices.
     """
-    simulated = scored_values(paths, competition, increment_s=increment_s)
-    observed = scored_values(realised[None, :], competition, increment_s=increment_s)
-    return {
-        name: histogram(pit_values(values[0], ensemble))
-        for (name, ensemble), (_, values) in zip(simulated, observed, strict=True)
-    }
+    pairs = scored_pairs(paths, realised, competition, increment_s=increment_s)
+    return {name: histogram(pit_values(observed, ensemble)) for name, observed, ensemble in pairs}
 
 
 def histogram(values: FloatArray) -> IntArray:

@@ -64,14 +64,27 @@ def score_paths(
     if not np.isfinite(paths).all():
         return ScoreCard(total=np.nan, by_interval={})
     factors = score_factors(competition, realised)
-    simulated = scored_values(paths, competition, increment_s=increment_s)
-    observed = scored_values(realised[None, :], competition, increment_s=increment_s)
     parts = dict.fromkeys(factors, 0.0)
-    for (name, ensemble), (_, values) in zip(simulated, observed, strict=True):
-        known = np.isfinite(values[0])
-        crps = crps_ensemble(values[0][known], ensemble[:, known])
+    for name, observed, ensemble in scored_pairs(
+        paths, realised, competition, increment_s=increment_s
+    ):
+        known = np.isfinite(observed)
+        crps = crps_ensemble(observed[known], ensemble[:, known])
         parts[name] = factors[name] * float(crps.sum())
     return ScoreCard(total=float(sum(parts.values())), by_interval=parts)
+
+
+def scored_pairs(
+    paths: FloatArray, realised: FloatArray, competition: Competition, *, increment_s: int
+) -> Iterator[tuple[str, FloatArray, FloatArray]]:
+    """Everything that is compared, by name: what was realised (m,), the ensemble (n, m).
+
+    `paths` (n, T) and `realised` (T,) prices; see `scored_values`.
+    """
+    observed = scored_values(realised[None, :], competition, increment_s=increment_s)
+    simulated = scored_values(paths, competition, increment_s=increment_s)
+    for (name, values), (_, ensemble) in zip(observed, simulated, strict=True):
+        yield name, values[0], ensemble
 
 
 def scored_values(

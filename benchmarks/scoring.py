@@ -29,7 +29,7 @@ from lgbm_predictor import load_model_set
 from model_store import published_sets
 from protocol import Competition, competition_like, protocol_profile
 from replay import EngineForecaster, known_at_prompt, prompt_times, realised_path, usual_request
-from scoring import score_factors, score_paths, scored_values
+from scoring import score_factors, score_paths, scored_pairs
 from settings import Settings
 from wire_format import round_prices
 
@@ -99,16 +99,12 @@ def _loop(
 ) -> float:
     """The score, one observation at a time."""
     factors = score_factors(competition, realised)
-    observed = scored_values(realised[None], competition, increment_s=increment_s)
-    simulated = scored_values(paths, competition, increment_s=increment_s)
-    return sum(
-        factors[name] * _sum(values, ensemble)
-        for (name, values), (_, ensemble) in zip(observed, simulated, strict=True)
-    )
+    pairs = scored_pairs(paths, realised, competition, increment_s=increment_s)
+    return sum(factors[name] * _sum(observed, ensemble) for name, observed, ensemble in pairs)
 
 
 def _sum(observed: FloatArray, simulated: FloatArray) -> float:
-    pairs = zip(observed[0], simulated.T, strict=True)
+    pairs = zip(observed, simulated.T, strict=True)
     return sum(float(crps_ensemble(one, many)) for one, many in pairs if np.isfinite(one))
 
 
